@@ -1,0 +1,49 @@
+"""Fixtures and what must be set before TensorFlow starts."""
+
+import os
+import pathlib
+
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+ROOT = pathlib.Path(__file__).parents[1]
+SHARED = pathlib.Path(os.environ.get("RESSL_SHARED", ROOT.parent / "shared"))
+
+# Two devices, so that distribution can be tested on any machine.
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0],
+    [tf.config.LogicalDeviceConfiguration()] * 2,
+)
+
+
+@pytest.fixture
+def shared():
+    """Path below the folder of data sets and golden files; skips without it."""
+
+    def path(relative):
+        if not (SHARED / relative).exists():
+            pytest.skip(f"{relative} is not at hand; set RESSL_SHARED to its folder")
+        return SHARED / relative
+
+    return path
+
+
+@pytest.fixture
+def golden(shared):
+    return lambda name: np.load(shared(f"golden/{name}.npz"))
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    keras.utils.set_random_seed(0)
+
+
+@pytest.fixture
+def random():
+    return np.random.default_rng(0)
