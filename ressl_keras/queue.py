@@ -1,0 +1,109 @@
+"""The memory of past teacher embeddings that both encoders are compared with."""
+
+import keras
+import tensorflow as tf
+
+from ressl_keras.errors import UsageError
+
+
+@keras.saving.register_keras_serializable("ressl_keras")
+class FeatureQueue(keras.layers.Layer):
+    """A first-in-first-out queue of unit vectors, updated in place.
+
+    It starts full of random unit vectors, as in the paper's script. An enqueue writes
+    only the rows it replaces, so its cost does not grow with the size, and it wraps
+    around for any batch no larger than the queue.
+
+    Args:
+        size: number of rows, K in the paper.
+        dim: length of a row.
+        seed: integer seed of the random start.
+
+    Raises:
+        UsageError: if `size` or `dim` is not positive.
+
+    Example:
+
+    >>> queue = FeatureQueue(size=4096, dim=128)
+    >>> queue.enqueue(tf.math.l2_normalize(tf.random.normal([256, 128]), axis=-1))
+    >>> queue.features.shape
+    TensorShape([4096, 128])
+    """
+
+    def __init__(self, size, dim, seed=0, **kwargs):
+        super().__init__(**kwargs)
+        if size < 1 or dim < 1:
+            raise UsageError(
+                f"A queue needs a positive size and dim; got size={size}, dim={dim}."
+            )
+        self.size, self.dim, self.seed = int(size), int(dim), int(seed)
+        # A raw tf.Variable would be absent from Keras' weight files, and add_weight
+        # takes no `synchronization`. On-read variables have one copy a replica that
+        # the replica itself updates; since every replica enqueues the same gathered
+        # batch, the copies stay equal and the first may stand for all.
+        per_replica = dict(
+            trainable=False,
+            autocast=False,
+            synchronization="on_read",
+            aggregation="only_first_replica",
+        )
+        rows = tf.random.stateless_normal([size, dim], [self.seed, 0], alg="philox")
+        self._features = keras.Variable(
+            tf.math.l2_normalize(rows, axis=-1), name="features", **per_replica
+        )
+        self._pointer = keras.Variable(0, dtype="int32", name="pointer", **per_replica)
+        self.built = True
+
+    @property
+    def features(self):
+        """All rows, float32 tensor [size, dim], in storage order."""
+        return tf.convert_to_tensor(self._features.value)
+
+    @property
+    def pointer(self):
+        """Where the next row goes, int32 scalar; the oldest row lives there."""
+        return tf.convert_to_tensor(self._pointer.value)
+
+    def enqueue(self, embeddings):
+        """Replaces the oldest rows by `embeddings`.
+
+        Under a distribution strategy, call it in replica context with the same
+        global batch on every replica.
+
+        Args:
+            embeddings: float tensor [batch, dim], unit rows, batch <= size.
+
+        Raises:
+            UsageError: if the batch is larger than the queue or the rows do not fit.
+        """
+        batch, dim = embeddings.shape
+        if dim != self.dim or (batch is not None and batch > self.size):
+            raise UsageError(
+                f"A batch of shape {tuple(embeddings.shape)} does not fit into a queue "
+                f"of {self.size} rows of {self.dim}."
+            )
+        count = tf.shape(embeddings)[0]
+        pointer = self.pointer
+        rows = (pointer + tf.range(count)) % self.size
+        # The method `scatter_nd_update` is not implemented for distributed variables;
+        # the op on the replica's own handle is the same write.
+        tf.raw_ops.ResourceScatterNdUpdate(
+            ref=self._features.value.handle,
+            indices=rows[:, tf.newaxis],
+            updates=tf.cast(embeddings, tf.float32),
+        )
+        self._pointer.value.assign((pointer + count) % self.size)
+
+    def call(self, embeddings):
+        """Cosine similarities [batch, size] of unit `embeddings` [batch, dim]."""
+        return tf.matmul(
+            tf.cast(embeddings, tf.float32), self.features, transpose_b=True
+        )
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "size": self.size,
+            "dim": self.dim,
+            "seed": self.seed,
+        }
