@@ -1,0 +1,245 @@
+"""The views against torchvision's golden files, Pillow and NumPy."""
+
+import itertools
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from ressl_keras import views
+
+
+def error(result, reference):
+    """Absolute differences in steps of 1/255."""
+    return np.abs(np.asarray(result) * 255 - reference)
+
+
+@pytest.fixture
+def photometric(golden):
+    return golden("photometric")
+
+
+@pytest.fixture
+def images(random):
+    """Smooth colour images, so that blur and crops have something to show."""
+    coarse = random.uniform(0, 255, [6, 4, 5, 3]).astype(np.float32)
+    fine = tf.image.resize(coarse, [32, 40], "bicubic")
+    return tf.cast(tf.clip_by_value(fine, 0, 255), tf.uint8)
+
+
+# Figures reached: maximum 0.90, 1.17, 1.16.
+@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
+def test_blends_match_torchvision_on_every_pixel(photometric, name):
+    adjust = getattr(views, f"adjust_{name}")
+    pixels = photometric["images"].astype(np.float32) / 255
+    for factor, reference in zip(photometric[f"{name}_factors"], photometric[name]):
+        assert error(adjust(pixels, factor), reference).max() <= 1.5
+
+
+# Figures reached: mean 0.29, 99th percentile 2.86.
+def test_hue_matches_torchvision(photometric):
+    pixels = photometric["images"].astype(np.float32) / 255
+    for factor, reference in zip(photometric["hue_factors"], photometric["hue"]):
+        errors = error(views.adjust_hue(pixels, factor), reference)
+        assert errors.mean() <= 2 and np.percentile(errors, 99) <= 6
+
+
+# Figure reached: maximum 0.52.
+def test_grayscale_matches_torchvision_on_every_pixel(photometric):
+    gray = views.rgb_to_grayscale(photometric["images"].astype(np.float32) / 255)
+    assert error(gray, photometric["grayscale"]).max() <= 1.5
+
+
+# Figures reached: mean 0.00, 1.45, 0.75, 0.65 (Pillow's blur approximates a Gaussian).
+def test_blur_matches_pillow(photometric):
+    pixels = photometric["images"].astype(np.float32) / 255
+    for sigma, reference in zip(photometric["blur_sigmas"], photometric["blur"]):
+        assert error(views.gaussian_blur(pixels, sigma), reference).mean() <= 3
+
+
+# Figures reached: mean 0.00, 0.31, 0.28.
+def test_resized_crop_matches_torchvision(photometric):
+    pixels = photometric["images"].astype(np.float32) / 255
+    boxes = photometric["crop_boxes_top_left_height_width"]
+    for box, reference in zip(boxes, photometric["resized_crop"]):
+        assert error(views.resized_crop(pixels, box, 32), reference).mean() <= 3
+
+
+def test_shrinking_crop_is_antialiased_as_in_pillow(images):
+    top, left, height, width = 3, 5, 24, 30
+    result = views.resized_crop(
+        tf.cast(images, tf.float32) / 255, [top, left, height, width], 9
+    )
+    for image, ours in zip(images.numpy(), result):
+        cut = Image.fromarray(image).crop((left, top, left + width, top + height))
+        reference = cut.resize((9, 9), Image.BILINEAR)
+        assert error(ours, np.asarray(reference)).max() <= 1.5
+
+
+def test_factors_apply_image_by_image(images):
+    pixels = tf.cast(images, tf.float32) / 255
+    factors = tf.constant([0.5, 1, 1.5, 0.7, 1, 1.3])
+    for name in ("adjust_brightness", "adjust_contrast", "adjust_hue", "gaussian_blur"):
+        function = getattr(views, name)
+        scale = 0.1 if name == "adjust_hue" else 1
+        together = function(pixels, factors * scale)
+        for i, factor in enumerate(factors):
+            alone = function(pixels[i : i + 1], factor * scale)[0]
+            np.testing.assert_allclose(together[i], alone, atol=1e-5)
+
+
+def test_sampled_boxes_are_distributed_as_torchvisions(golden):
+    reference = golden("random_resized_crop")
+    height, width = reference["image_height_width"]
+    uniform = tf.random.stateless_uniform([40000, 22], [1, 2])
+    boxes = views.sample_crop_boxes(uniform, height, width).numpy()
+    area = boxes[:, 2] * boxes[:, 3] / (height * width)
+    aspect = np.log(boxes[:, 3] / boxes[:, 2])
+    levels = reference["quantiles"]
+    np.testing.assert_allclose(
+        np.quantile(area, levels), reference["area_fraction"], atol=0.01
+    )
+    np.testing.assert_allclose(
+        np.quantile(aspect, levels), reference["log_aspect"], atol=0.01
+    )
+    assert (boxes[:, :2] >= 0).all()
+    assert (boxes[:, :2] + boxes[:, 2:] <= [height, width]).all()
+    tops = reference["top_left_height_width"][:, 0] / height
+    assert abs(np.mean(boxes[:, 0] / height) - tops.mean()) < 0.01
+
+
+def test_boxes_of_an_image_too_narrow_for_the_ratio_are_central():
+    boxes = views.sample_crop_boxes(
+        tf.random.stateless_uniform([8, 22], [0, 0]), 10, 90
+    )
+    np.testing.assert_array_equal(boxes, [[0, 39, 10, 13]] * 8)
+
+
+def test_color_jitter_applies_its_operations_in_an_order_of_each_images_own(images):
+    """NumPy must find each result in some order, and no order explains them all."""
+    jitter = views.RandomColorJitter(hue=0, probability=1)
+    seed = tf.constant([3, 4])
+    uniform = tf.random.stateless_uniform([6, 9], seed, alg="philox").numpy()
+    factors = 1 + 0.4 * (2 * uniform[:, 1:4] - 1)
+    pixels = images.numpy() / 255
+
+    def luma(image):
+        return image @ [[0.2989], [0.5870], [0.1140]]
+
+    others = (lambda image: 0, lambda image: luma(image).mean(), luma)
+    explaining_all = set(itertools.permutations(range(3)))
+    for image, result, factor in zip(pixels, jitter(pixels, seed=seed), factors):
+        found = set()
+        for order in itertools.permutations(range(3)):
+            reference = image
+            for kind in order:
+                blend = factor[kind] * reference
+                blend = blend + (1 - factor[kind]) * others[kind](reference)
+                reference = np.clip(blend, 0, 1)
+            if np.abs(result - reference).max() < 1e-4:
+                found.add(order)
+        assert found
+        explaining_all &= found
+    assert not explaining_all
+
+
+def test_spared_images_keep_their_pixels(images):
+    pixels = tf.cast(images, tf.float32) / 255
+    for layer in (
+        views.RandomColorJitter(probability=0),
+        views.RandomGrayscale(probability=0),
+        views.RandomGaussianBlur(probability=0),
+        views.RandomResizedCropAndFlip(32, scale=(1, 1), ratio=(1, 1), flip=0),
+    ):
+        source = pixels[:, :, :32]
+        np.testing.assert_allclose(layer(source, seed=[0, 1]), source, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "layer, share",
+    [
+        (views.RandomColorJitter(), 0.8),
+        (views.RandomGrayscale(), 0.2),
+        (views.RandomGaussianBlur(), 0.5),
+    ],
+)
+def test_each_image_is_changed_with_the_stated_probability(layer, share, images):
+    pixels = tf.repeat(tf.cast(images[:1, :8, :8], tf.float32) / 255, 4000, axis=0)
+    changed = tf.reduce_max(abs(layer(pixels, seed=[0, 1]) - pixels), [1, 2, 3]) > 1e-4
+    assert abs(np.mean(changed) - share) < 0.03
+
+
+def test_half_of_the_views_are_mirrored(images):
+    layer = views.RandomResizedCropAndFlip(32, scale=(1, 1), ratio=(1, 1))
+    pixels = tf.repeat(tf.cast(images[:1, :, :32], tf.float32) / 255, 1000, axis=0)
+    result = layer(pixels, seed=[0, 1])
+    same = tf.reduce_max(abs(result - pixels), [1, 2, 3]) < 1e-5
+    mirrored = tf.reduce_max(abs(result[:, :, ::-1] - pixels), [1, 2, 3]) < 1e-5
+    assert np.all(same | mirrored) and abs(np.mean(mirrored) - 0.5) < 0.05
+
+
+@pytest.mark.parametrize("make", [views.weak_view, views.strong_view])
+def test_a_view_is_a_normalised_square_and_repeats_with_its_seed(make, images):
+    view = make(24)
+    one = view(images, training=True, seed=[5, 6])
+    assert one.shape == (6, 24, 24, 3) and one.dtype == tf.float32
+    assert view.compute_output_shape(images.shape) == (6, 24, 24, 3)
+    np.testing.assert_array_equal(one, view(images, training=True, seed=[5, 6]))
+    other = view(images, training=True, seed=[5, 7])
+    assert np.all(tf.reduce_max(abs(one - other), [1, 2, 3]) > 1e-3)
+    pixels = one * views.STD + views.MEAN
+    assert np.min(pixels) >= -1e-5 and np.max(pixels) <= 1 + 1e-5
+
+
+def test_without_a_seed_every_call_draws_anew(images):
+    view = views.strong_view(24)
+    one, other = view(images, training=True), view(images, training=True)
+    assert not np.allclose(one, other)
+
+
+def test_outside_training_an_image_is_only_normalised(images):
+    expected = (images.numpy() / 255 - views.MEAN) / views.STD
+    np.testing.assert_allclose(views.strong_view(24)(images), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [views.weak_view, views.strong_view])
+def test_a_view_inside_tf_data_equals_the_view_on_the_device(make, images):
+    view = make(24)
+    dataset = tf.data.Dataset.from_tensors(images).map(
+        lambda batch: view(batch, training=True, seed=[5, 6])
+    )
+    inside = next(iter(dataset))
+    outside = view(images, training=True, seed=[5, 6])
+    np.testing.assert_allclose(inside, outside, atol=1e-5)
+
+
+def test_draws_depend_on_the_place_in_the_global_batch_alone(images):
+    """Two replicas with half of the batch each see what one sees."""
+    view = views.strong_view(24)
+    whole = view(images, training=True, seed=[5, 6])
+    halves = [
+        view(images[:3], training=True, seed=[5, 6]),
+        view(images[3:], training=True, seed=[5, 6], first=3),
+    ]
+    np.testing.assert_allclose(whole, tf.concat(halves, 0), atol=1e-5)
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_a_view_honours_the_dtype_policy_and_works_in_float32(policy, images):
+    exact = views.strong_view(24)(images, training=True, seed=[5, 6])
+    view = views.strong_view(24, dtype=policy)
+    result = view(images, training=True, seed=[5, 6])
+    assert result.dtype == policy.removeprefix("mixed_")
+    np.testing.assert_array_equal(result, tf.cast(exact, result.dtype))
+
+
+def test_a_view_survives_serialisation(images):
+    view = views.strong_view(24, scale=(0.5, 0.9), mean=(0.5, 0.5, 0.5))
+    config = keras.saving.serialize_keras_object(view)
+    again = keras.saving.deserialize_keras_object(config)
+    np.testing.assert_array_equal(
+        view(images, training=True, seed=[5, 6]),
+        again(images, training=True, seed=[5, 6]),
+    )
