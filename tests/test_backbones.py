@@ -1,0 +1,133 @@
+"""The encoders' shapes, initialisation and files."""
+
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from ressl_keras import UsageError, backbones, build_backbone, build_projector
+
+
+@pytest.mark.parametrize(
+    "name, shape, features",
+    [
+        ("resnet10_small", (32, 32, 3), 512),
+        ("resnet18_small", (32, 32, 3), 512),
+        ("resnet34_small", (None, None, 3), 512),
+        ("resnet18", (64, 64, 3), 512),
+        ("resnet50", (64, 64, 3), 2048),
+        ("MobileNetV3Small", (64, 64, 3), 576),
+        ("EfficientNetB0", (64, 64, 3), 1280),
+    ],
+)
+def test_a_backbone_maps_images_to_features(name, shape, features):
+    backbone = build_backbone(name, shape)
+    assert backbone.input_shape == (None, *shape)
+    assert backbone.output_shape == (None, features)
+
+
+def test_resnet18_small_has_the_parameters_of_the_papers_network():
+    # torchvision's ResNet-18 has 11,176,512 without its classifier; the small stem
+    # replaces 7x7 by 3x3 filters. Running statistics are counted by Keras only.
+    trainable = build_backbone("resnet18_small", (32, 32, 3)).trainable_variables
+    count = sum(np.prod(variable.shape) for variable in trainable)
+    assert count == 11_176_512 - 3 * 64 * (49 - 9)
+
+
+def test_width_scales_the_features():
+    assert build_backbone("resnet18_small", (32, 32, 3), width=8).output_shape[-1] == 64
+
+
+def test_small_resnet_is_initialised_by_fan_out():
+    backbone = build_backbone("resnet18_small", (32, 32, 3))
+    kernels = [w.numpy() for w in backbone.trainable_variables if len(w.shape) == 4]
+    for kernel in kernels:
+        height, width, _, filters = kernel.shape
+        expected = np.sqrt(2 / (height * width * filters))
+        assert abs(kernel.std() / expected - 1) < 0.1
+
+
+def test_a_strided_convolution_is_padded_at_its_start_too():
+    """TensorFlow's "same" would pad an even image at its end alone."""
+    backbone = build_backbone("resnet10_small", (32, 32, 3), width=4)
+    convolution = next(
+        layer
+        for layer in backbone.layers
+        if isinstance(layer, keras.layers.Conv2D)
+        and (layer.strides, layer.kernel_size) == ((2, 2), (3, 3))
+    )
+    before_padding = convolution.input._keras_history.operation.input
+    stage = keras.Model(
+        backbone.input, [before_padding, convolution.output], name="stage"
+    )
+    image = np.random.default_rng(0).normal(size=[1, 32, 32, 3]).astype(np.float32)
+    source, result = stage(image)
+    corner = np.einsum("hwc,hwcf->f", source[0, :2, :2], convolution.kernel[1:, 1:])
+    np.testing.assert_allclose(result[0, 0, 0], corner, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["EfficientNetB0", "MobileNetV3Small"])
+def test_applications_come_without_their_preprocessing(name):
+    preprocessing = (keras.layers.Rescaling, keras.layers.Normalization)
+    layers = build_backbone(name, (64, 64, 3)).layers
+    assert not any(isinstance(layer, preprocessing) for layer in layers)
+
+
+def test_synchronized_reaches_every_batch_norm():
+    backbone = build_backbone("resnet18", (64, 64, 3), synchronized=True)
+    norms = [
+        layer
+        for layer in backbone.layers
+        if isinstance(layer, keras.layers.BatchNormalization)
+    ]
+    assert norms and all(layer.synchronized for layer in norms)
+
+
+@pytest.mark.parametrize("name", ["resnet18_small", "resnet18", "MobileNetV3Small"])
+def test_a_saved_backbone_loads_with_keras_alone(name, tmp_path):
+    build_backbone(name, (64, 64, 3)).save(tmp_path / "backbone.keras")
+    program = (
+        "import sys, keras\n"
+        f"keras.models.load_model({str(tmp_path / 'backbone.keras')!r})\n"
+        "assert not {'keras_cv', 'ressl_keras'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name, hint",
+    [
+        ("resnet18_smal", "resnet18_small"),
+        ("mobilenetv3small", "MobileNetV3Small"),
+        ("zzz", "Known are"),
+    ],
+)
+def test_an_unknown_backbone_is_answered_with_near_names(name, hint):
+    with pytest.raises(UsageError, match=hint):
+        build_backbone(name, (32, 32, 3))
+
+
+def test_impossible_requests_are_refused():
+    with pytest.raises(UsageError, match="width"):
+        build_backbone("resnet50", (64, 64, 3), width=8)
+    with pytest.raises(UsageError, match="refuses"):
+        build_backbone("InceptionV3", (32, 32, 3))
+
+
+def test_the_projector_has_two_layers():
+    projector = build_projector(64, 512, 128)
+    assert projector.output_shape == (None, 128)
+    assert [w.shape for w in projector.weights] == [
+        (64, 512),
+        (512,),
+        (512, 128),
+        (128,),
+    ]
+
+
+def test_every_listed_name_is_known():
+    names = backbones.backbone_names()
+    assert {"resnet18_small", "resnet50", "EfficientNetB0"} <= set(names)
+    assert names == sorted(names)
