@@ -1,0 +1,267 @@
+"""The method, statement by statement."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from ressl_keras import SGD, ReSSL, UsageError, build_projector, views
+
+LOGS = {
+    "loss",
+    "teacher_entropy",
+    "student_entropy",
+    "agreement",
+    "embedding_std",
+    "learning_rate",
+}
+
+
+def make(queue_size=20, synchronized=False, **options):
+    """A model with one convolution and one batch norm, compiled."""
+    keras.utils.set_random_seed(0)
+    images = keras.Input([8, 8, 3])
+    x = keras.layers.Conv2D(4, 3, padding="same", use_bias=False)(images)
+    x = keras.layers.BatchNormalization(momentum=0.9, synchronized=synchronized)(x)
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.ReLU()(x))
+    model = ReSSL(
+        keras.Model(images, x),
+        build_projector(4, 16, 6),
+        views.weak_view(8),
+        views.strong_view(8),
+        queue_size=queue_size,
+        momentum=0.9,
+        **options,
+    )
+    model.compile(SGD(0.1, l2=1e-3), jit_compile=False)
+    return model
+
+
+def batches(random, count, batch=8):
+    images = random.integers(0, 256, [count * batch, 8, 8, 3]).astype(np.uint8)
+    return tf.data.Dataset.from_tensor_slices(images).batch(batch, drop_remainder=True)
+
+
+def fit(model, dataset):
+    return model.fit(dataset, shuffle=False, verbose=0).history
+
+
+def values(variables):
+    return [variable.numpy() for variable in variables]
+
+
+def test_fit_reports_what_there_is_to_watch(random):
+    model = make()
+    history = fit(model, batches(random, 3))
+    assert set(history) == LOGS
+    assert np.all(np.isfinite(list(history.values())))
+    assert history["learning_rate"] == [pytest.approx(0.1)]
+    assert 0 < history["teacher_entropy"][0] < np.log(20)
+
+
+def test_teacher_starts_as_the_student():
+    model = make()
+    for teacher, student in zip(model.teacher.weights, model.student.weights):
+        np.testing.assert_array_equal(teacher, student)
+
+
+def test_teacher_is_the_running_average_of_the_student(random):
+    """The average is taken before the optimizer moves the student, as in the paper's
+    script, and over trainable weights only."""
+    model = make()
+    kept = values(model.student.trainable_variables)
+    averaged = [teacher for teacher, _ in model._averaged]
+    for batch in batches(random, 3):
+        student = values(model.student.trainable_variables)
+        kept = [0.9 * old + 0.1 * new for old, new in zip(kept, student)]
+        model.train_step(batch)
+        for teacher, expected in zip(averaged, kept):
+            np.testing.assert_allclose(teacher.numpy(), expected, atol=1e-6)
+    assert len(kept) == len(averaged) == 7
+    assert not np.allclose(kept[0], values(model.student.trainable_variables)[0])
+
+
+def test_teacher_batch_norm_sees_its_own_batches(random):
+    """The running mean moves towards that of the convolution over the weak views; the
+    student's towards that over the strong ones."""
+    model = make()
+    batch = next(iter(batches(random, 1)))
+    weak, strong = model._views(batch)
+    expected = []
+    for network, images in ((model.teacher, weak), (model.student, strong)):
+        kernel = network.layers[0].layers[1].kernel
+        mean = np.mean(tf.nn.conv2d(images, kernel, 1, "SAME"), axis=(0, 1, 2))
+        expected.append(0.1 * mean)  # 0.9 of the old mean, which is zero
+    model.train_step(batch)
+    for network, mean in zip((model.teacher, model.student), expected):
+        norm = network.layers[0].layers[2]
+        np.testing.assert_allclose(norm.moving_mean, mean, atol=1e-5)
+    assert not np.allclose(*expected, atol=1e-4)
+
+
+def test_step_follows_the_papers_algorithm(random):
+    """One step, computed again outside: loss against the queue as it was, gradient to
+    the student alone, then the teacher's embeddings at the end of the queue."""
+    model, twin = make(), make()
+    batch = next(iter(batches(random, 1)))
+    weak, strong = twin._views(batch)
+
+    def unit(x):
+        return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+    # At the first step the average of equal weights is the same weights.
+    teacher = unit(twin.teacher(weak, training=True).numpy())
+    student = unit(twin.student(strong, training=True).numpy())
+    queue = twin.queue.features.numpy()
+    target = np.exp(teacher @ queue.T / 0.04)
+    target /= target.sum(-1, keepdims=True)
+    scores = np.exp(student @ queue.T / 0.1)
+    scores /= scores.sum(-1, keepdims=True)
+    loss = -(target * np.log(scores)).sum(-1).mean()
+
+    logs = model.train_step(batch)
+    np.testing.assert_allclose(logs["loss"], loss, rtol=1e-4)
+    entropy = -(target * np.log(target + 1e-30)).sum(-1).mean()
+    np.testing.assert_allclose(logs["teacher_entropy"], entropy, rtol=1e-3)
+    agreement = np.mean(target.argmax(-1) == scores.argmax(-1))
+    np.testing.assert_allclose(logs["agreement"], agreement)
+    np.testing.assert_allclose(logs["embedding_std"], student.std(0).mean(), rtol=1e-4)
+    np.testing.assert_allclose(model.queue.features[:8], teacher, atol=1e-5)
+    np.testing.assert_array_equal(model.queue.features[8:], queue[8:])
+
+
+def test_the_optimizer_knows_the_student_only(random):
+    model = make()
+    student = {id(v) for v in model.student.trainable_variables}
+    assert {id(v) for v in model.trainable_variables} == student
+    fit(model, batches(random, 1))
+    # iterations, learning rate, and one momentum for each of the student's weights
+    assert len(model.optimizer.variables) == 2 + len(student)
+
+
+def test_no_gradient_reaches_the_teacher(random):
+    model = make()
+    model.momentum = 1.0  # the average stands still, so only a gradient could move it
+    before = [variable.numpy() for variable, _ in model._averaged]
+    fit(model, batches(random, 3))
+    for (variable, _), old in zip(model._averaged, before):
+        np.testing.assert_array_equal(variable.numpy(), old)
+
+
+def test_queue_holds_the_latest_unit_embeddings_in_turn(random):
+    model = make(queue_size=20)
+    fit(model, batches(random, 3))  # 24 embeddings into 20 rows
+    assert int(model.queue.pointer) == 4
+    lengths = np.linalg.norm(model.queue.features, axis=-1)
+    np.testing.assert_allclose(lengths, 1, atol=1e-5)
+
+
+def test_a_step_can_be_repeated_exactly(random):
+    dataset = batches(random, 3)
+    histories = [fit(make(), dataset) for _ in range(2)]
+    assert histories[0] == histories[1]
+    assert fit(make(seed=1), dataset) != histories[0]
+
+
+def test_the_two_views_draw_for_themselves(random):
+    model = make()
+    model.student_view = model.teacher_view
+    weak, strong = model._views(next(iter(batches(random, 1))))
+    assert not np.allclose(weak, strong)
+
+
+def test_labels_beside_the_images_are_ignored(random):
+    images = random.integers(0, 256, [8, 8, 8, 3]).astype(np.uint8)
+    alone = make().train_step(tf.constant(images))
+    labelled = make().train_step((tf.constant(images), tf.range(8)))
+    assert float(alone["loss"]) == float(labelled["loss"])
+
+
+def test_views_may_start_from_different_images(random):
+    images = tf.constant(random.integers(0, 256, [2, 8, 8, 8, 3]).astype(np.uint8))
+    model, twin = make(), make()
+    weak, _ = twin._views(images[0])
+    _, strong = twin._views(images[1])
+    pair = model._views({"teacher": images[0], "student": images[1]})
+    np.testing.assert_array_equal(pair[0], weak)
+    np.testing.assert_array_equal(pair[1], strong)
+
+
+def test_info_nce_is_the_objective_of_the_first_steps_only(random):
+    early, plain = make(info_nce_steps=1), make()
+    dataset = batches(random, 1)
+    first = fit(early, dataset)["loss"], fit(plain, dataset)["loss"]
+    assert first[0] != first[1]
+    # From there on the objective is the relation: both go on alike from one state.
+    plain.set_weights(early.get_weights())
+    for mine, theirs in zip(plain.optimizer.variables, early.optimizer.variables):
+        mine.assign(theirs)
+    np.testing.assert_allclose(
+        fit(early, dataset)["loss"], fit(plain, dataset)["loss"], rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_half_precision_keeps_relations_and_queue_in_float32(policy, random):
+    keras.mixed_precision.set_global_policy(policy)
+    try:
+        model = make()
+        history = fit(model, batches(random, 3))
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    assert model.student.compute_dtype == policy.removeprefix("mixed_")
+    assert model.queue.features.dtype == tf.float32
+    assert np.all(np.isfinite(list(history.values())))
+    lengths = np.linalg.norm(model.queue.features, axis=-1)
+    np.testing.assert_allclose(lengths, 1, atol=1e-5)
+
+
+def test_a_saved_model_goes_on_as_if_nothing_had_happened(random, tmp_path):
+    dataset = batches(random, 3)
+    model = make()
+    fit(model, dataset)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    for name in ("momentum", "queue_size", "student_temperature", "seed"):
+        assert loaded.get_config()[name] == model.get_config()[name]
+    assert int(loaded.queue.pointer) == int(model.queue.pointer)
+    np.testing.assert_array_equal(loaded.queue.features, model.queue.features)
+    assert fit(loaded, dataset) == fit(model, dataset)
+    for one, other in zip(loaded.variables, model.variables):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_model_called_on_images_embeds_them(random):
+    images = random.normal(size=[5, 8, 8, 3]).astype(np.float32)
+    embeddings = make()(images)
+    assert embeddings.shape == (5, 6)
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=-1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"student_temperature": 0}, "student_temperature must be positive"),
+        ({"teacher_temperature": -0.1}, "teacher_temperature must be positive"),
+        ({"queue_size": 0}, "positive size"),
+    ],
+)
+def test_impossible_settings_are_refused(options, message):
+    with pytest.raises(UsageError, match=message):
+        make(**options)
+
+
+def test_two_replicas_learn_what_one_learns(random):
+    """Same global batch, synchronised batch norm: same losses, weights and queue."""
+    dataset = batches(random, 4)
+    single = make(synchronized=True)
+    expected = fit(single, dataset)
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    with strategy.scope():
+        model = make(synchronized=True)
+    history = fit(model, dataset)
+    np.testing.assert_allclose(history["loss"], expected["loss"], atol=1e-5)
+    for one, other in zip(model.variables, single.variables):
+        np.testing.assert_allclose(one.numpy(), other.numpy(), rtol=1e-5, atol=1e-5)
+    copies = strategy.experimental_local_results(model.queue._features.value)
+    np.testing.assert_array_equal(*[copy.numpy() for copy in copies])
