@@ -1,0 +1,464 @@
+"""Where images come from and in which order they are read.
+
+The order is a function of (seed, epoch), and the batch of a step a function of
+(seed, step): a pipeline can start at any step without reading what came before.
+"""
+
+import concurrent.futures
+import dataclasses
+import os
+
+import numpy as np
+import tensorflow as tf
+
+from ressl_keras import shapes, views
+from ressl_keras.errors import UsageError, near
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
+
+
+class ArrayImages:
+    """Images of one size, held in memory.
+
+    Args:
+        images: uint8 array [count, height, width, 3].
+        labels: integer array [count], or None.
+    """
+
+    same_size = True
+
+    def __init__(self, images, labels=None):
+        # On the host, so that a GPU is not filled with the data set. A tensor that a
+        # dataset captures is passed by reference, not copied into its graph.
+        with tf.device("CPU"):
+            self.images = tf.constant(images)
+        self.labels = None if labels is None else np.asarray(labels)
+
+    def __len__(self):
+        return len(self.images)
+
+    @property
+    def size(self):
+        """Height and width in pixels."""
+        return tuple(self.images.shape[1:3])
+
+    def read(self, index):
+        """The image at a place, or the batch at several: uint8, in a graph."""
+        return tf.gather(self.images, index)
+
+
+class EncodedImages:
+    """Images of any size, decoded when they are read.
+
+    Args:
+        sources: list of file paths, or of the encoded images themselves (bytes).
+        labels: integer array [count], or None.
+        in_memory: whether `sources` are the images themselves.
+    """
+
+    same_size = False
+
+    def __init__(self, sources, labels=None, in_memory=False):
+        with tf.device("CPU"):
+            self.sources = tf.constant(sources, tf.string)
+        self.labels = None if labels is None else np.asarray(labels)
+        self.in_memory = in_memory
+
+    def __len__(self):
+        return len(self.sources)
+
+    def read(self, index):
+        """The decoded image at a place, uint8 [height, width, 3], in a graph."""
+        source = tf.gather(self.sources, index)
+        return _decode(source if self.in_memory else tf.io.read_file(source))
+
+
+class StreamedImages:
+    """Records of a TFDS split too large for memory, read in shuffled file order.
+
+    Args:
+        builder: prepared `tfds.core.DatasetBuilder`.
+        split: name of the split.
+    """
+
+    same_size = False
+    labels = None
+    shuffle_buffer = 16384
+
+    def __init__(self, builder, split):
+        self.builder, self.split = builder, split
+
+    def __len__(self):
+        return self.builder.info.splits[self.split].num_examples
+
+    def epoch(self, seed, epoch):
+        """Decoded images of one epoch, in an order that (seed, epoch) fixes."""
+        import tensorflow_datasets as tfds
+
+        files_seed = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
+        records = self.builder.as_dataset(
+            split=self.split,
+            shuffle_files=True,
+            decoders={"image": tfds.decode.SkipDecoding()},
+            read_config=tfds.ReadConfig(
+                shuffle_seed=files_seed, shuffle_reshuffle_each_iteration=False
+            ),
+        )
+        encoded = records.map(lambda record: record["image"])
+        encoded = encoded.shuffle(self.shuffle_buffer, seed=files_seed)
+        return encoded.map(_decode, tf.data.AUTOTUNE)
+
+
+@dataclasses.dataclass
+class Dataset:
+    """What a run reads.
+
+    Attributes:
+        name: for people.
+        pretrain: images to learn from, without labels.
+        train: labelled images that judge the encoder (neighbours, linear probe), or
+            None where there are no labels.
+        test: labelled images that are never learned from, or None.
+        class_names: list of strings; empty where there are no labels.
+        skipped: files that could not be read.
+    """
+
+    name: str
+    pretrain: object
+    train: object = None
+    test: object = None
+    class_names: list = dataclasses.field(default_factory=list)
+    skipped: list = dataclasses.field(default_factory=list)
+
+    @property
+    def labelled(self):
+        return self.train is not None and self.test is not None
+
+
+def load(name, data_dir=None, download=True, check=True, memory_limit=4 * 2**30):
+    """Finds a data set.
+
+    Args:
+        name: `shapes`, which is drawn and needs no files; `folder`, a tree of images;
+            or the name of a TFDS data set with images.
+        data_dir: the folder, or where TFDS keeps its data.
+        download: whether TFDS may download.
+        check: for `folder`, whether to decode every image once, so that unreadable
+            ones are found now and not in the middle of training.
+        memory_limit: data sets above this many bytes are streamed.
+
+    Returns:
+        A `Dataset`.
+
+    Raises:
+        UsageError: if the data set is unknown, absent, or has no readable image.
+    """
+    if name == "shapes":
+        train = ArrayImages(*shapes.render(8000, seed=0))
+        test = ArrayImages(*shapes.render(2000, seed=1))
+        return Dataset("shapes", train, train, test, list(shapes.CLASS_NAMES))
+    if name == "folder":
+        return _load_folder(data_dir, check)
+    return _load_tfds(name, data_dir, download, memory_limit)
+
+
+def _decode(encoded):
+    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+    image.set_shape([None, None, 3])
+    return image
+
+
+def _load_folder(root, check):
+    if not root:
+        raise UsageError("--dataset=folder needs --data_dir, the folder of images.")
+    if not os.path.isdir(root):
+        raise UsageError(f"There is no folder {root}.")
+    splits = {
+        entry.name: entry.path
+        for entry in os.scandir(root)
+        if entry.is_dir() and entry.name in ("train", "test", "val", "validation")
+    }
+    held_out = next((n for n in ("test", "val", "validation") if n in splits), None)
+    if "train" in splits and held_out:
+        train_paths, train_classes = _list_images(splits["train"])
+        test_paths, test_classes = _list_images(splits[held_out])
+    else:
+        train_paths, train_classes = _list_images(root)
+        test_paths, test_classes = [], []
+    skipped = []
+    if check:
+        train_paths, train_classes, bad = _readable(train_paths, train_classes)
+        test_paths, test_classes, bad_test = _readable(test_paths, test_classes)
+        skipped = bad + bad_test
+    if not train_paths:
+        found = f" ({len(skipped)} files could not be decoded)" if skipped else ""
+        raise UsageError(
+            f"No readable image under {root}{found}; known are {', '.join(SUFFIXES)}."
+        )
+    class_names = sorted(set(train_classes))
+    dataset = Dataset(f"folder {root}", EncodedImages(train_paths), skipped=skipped)
+    if len(class_names) < 2:
+        return dataset
+    index = {class_name: i for i, class_name in enumerate(class_names)}
+    if not test_paths:
+        # Without a split of its own, every tenth image of the sorted list is kept
+        # aside, in training and in evaluation alike.
+        places = np.arange(len(train_paths))
+        kept, aside = places[places % 10 != 9], places[places % 10 == 9]
+        test_paths = [train_paths[i] for i in aside]
+        test_classes = [train_classes[i] for i in aside]
+        train_paths = [train_paths[i] for i in kept]
+        train_classes = [train_classes[i] for i in kept]
+    known = [(p, index[c]) for p, c in zip(test_paths, test_classes) if c in index]
+    if known:
+        dataset.class_names = class_names
+        labels = [index[class_name] for class_name in train_classes]
+        dataset.train = dataset.pretrain = EncodedImages(train_paths, labels)
+        dataset.test = EncodedImages(*map(list, zip(*known)))
+    return dataset
+
+
+def _list_images(root):
+    """Sorted image paths below `root`, and the first folder of each, its class."""
+    paths = []
+    for folder, _, files in os.walk(root, followlinks=True):
+        paths += [
+            os.path.join(folder, name)
+            for name in files
+            if name.lower().endswith(SUFFIXES)
+        ]
+    paths.sort()
+    classes = []
+    for path in paths:
+        head, *rest = os.path.relpath(path, root).split(os.sep)
+        classes.append(head if rest else "")
+    return paths, classes
+
+
+def _readable(paths, classes):
+    """The paths that decode, their classes, and the paths that do not."""
+
+    def decodes(path):
+        try:
+            _decode(tf.io.read_file(path))
+        except tf.errors.OpError:
+            return False
+        return True
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        good = list(pool.map(decodes, paths))
+    return (
+        [path for path, ok in zip(paths, good) if ok],
+        [name for name, ok in zip(classes, good) if ok],
+        [path for path, ok in zip(paths, good) if not ok],
+    )
+
+
+def _load_tfds(name, data_dir, download, memory_limit):
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError as error:
+        known = ["shapes", "folder", *tfds.list_builders()]
+        raise UsageError(f"Unknown data set '{name}'. {near(name, known)}") from error
+    if not builder.info.splits:
+        if not download:
+            raise UsageError(
+                f"Data set {name} is not under {builder.data_path.parent.parent} and "
+                "--nodownload forbids fetching it."
+            )
+        builder.download_and_prepare()
+    if "image" not in (builder.info.features or {}):
+        raise UsageError(f"Data set {name} has no images.")
+    splits = builder.info.splits
+    train_split = "train" if "train" in splits else next(iter(splits))
+    pretrain_split = "unlabelled" if "unlabelled" in splits else train_split
+
+    def images(split):
+        return _tfds_images(builder, split, memory_limit)
+
+    train = images(train_split)
+    pretrain = train if pretrain_split == train_split else images(pretrain_split)
+    dataset = Dataset(name, pretrain)
+    for split in ("test", "validation"):
+        if split in splits and "label" in builder.info.features:
+            test = images(split)
+            # Public test splits without labels carry -1.
+            if test.labels is not None and test.labels.min() >= 0:
+                dataset.train, dataset.test = train, test
+                dataset.class_names = list(builder.info.features["label"].names)
+                break
+    return dataset
+
+
+def _tfds_images(builder, split, memory_limit):
+    import tensorflow_datasets as tfds
+
+    info, features = builder.info.splits[split], builder.info.features
+    has_labels = "label" in features
+    shape = features["image"].shape
+    if None not in shape and np.prod(shape) * info.num_examples <= memory_limit:
+        images = np.empty([info.num_examples, *shape[:2], 3], np.uint8)
+        labels = np.empty([info.num_examples], np.int64)
+        start = 0
+        for batch in builder.as_dataset(split=split).batch(1000).as_numpy_iterator():
+            end = start + len(batch["image"])
+            images[start:end] = batch["image"]  # gray images broadcast to RGB
+            if has_labels:
+                labels[start:end] = batch["label"]
+            start = end
+        return ArrayImages(images, labels if has_labels else None)
+    if info.num_bytes > memory_limit:
+        return StreamedImages(builder, split)
+    records = builder.as_dataset(
+        split=split, decoders={"image": tfds.decode.SkipDecoding()}
+    )
+    encoded, labels = [], []
+    for record in records.as_numpy_iterator():
+        encoded.append(record["image"])
+        if has_labels:
+            labels.append(record["label"])
+    return EncodedImages(encoded, labels if has_labels else None, in_memory=True)
+
+
+def training_batches(images, batch_size, seed, first_step, last_step, size=None):
+    """Batches of the steps from `first_step` up to, not including, `last_step`.
+
+    An epoch is `len(images) // batch_size` steps; what is left of the order at its
+    end is dropped, and the next epoch has another order.
+
+    Args:
+        images: `ArrayImages`, `EncodedImages` or `StreamedImages`.
+        batch_size: size of the global batch.
+        seed: integer seed of the order.
+        first_step: step to start at.
+        last_step: step to end before.
+        size: side of the crops, for images of several sizes.
+
+    Returns:
+        A `tf.data.Dataset`: of uint8 batches [batch_size, height, width, 3] where the
+        images have one size, so that the views can be made on the device; else of
+        dicts of two such batches, `teacher` and `student`, each a random resized crop
+        and flip of its own, since only crops can be batched.
+    """
+    steps_per_epoch = len(images) // batch_size
+    if images.same_size:
+        indices = shuffled_indices(len(images), batch_size, seed, first_step, last_step)
+        return indices.map(images.read, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+
+    crop = views.RandomResizedCropAndFlip(size)
+
+    def crops(image, example):
+        """Both crops; `example` counts from the first example of the run."""
+        step, place = example // batch_size, example % batch_size
+        image = tf.cast(image, tf.float32)[tf.newaxis] / 255
+        pair = {}
+        for index, name in enumerate(("teacher", "student")):
+            draw = tf.stack([tf.constant(seed, tf.int64), step])
+            # Folds 0 and 1 are the model's own, for the rest of the two views.
+            draw = tf.random.experimental.stateless_fold_in(draw, 2 + index)
+            cropped = crop(image, seed=draw, first=place)[0]
+            pair[name] = tf.cast(tf.round(cropped * 255), tf.uint8)
+        return pair
+
+    def read_and_crop(example):
+        epoch, place = example // per_epoch, example % per_epoch
+        return crops(images.read(_shuffled(place, seed, epoch, len(images))), example)
+
+    per_epoch = steps_per_epoch * batch_size
+    first, last = first_step * batch_size, last_step * batch_size
+    if isinstance(images, StreamedImages):
+        examples = _streamed_examples(images, seed, per_epoch, first, last)
+        examples = examples.map(crops, tf.data.AUTOTUNE)
+    else:
+        examples = tf.data.Dataset.range(first, last)
+        examples = examples.map(read_and_crop, tf.data.AUTOTUNE)
+    batches = examples.batch(batch_size, drop_remainder=True)
+    return batches.prefetch(tf.data.AUTOTUNE)
+
+
+def shuffled_indices(count, batch_size, seed, first_step, last_step):
+    """Which examples each step takes of `count`, a dataset of int64 [batch_size]."""
+    steps_per_epoch = count // batch_size
+
+    def indices(step):
+        first = (step % steps_per_epoch) * batch_size
+        places = first + tf.range(batch_size, dtype=tf.int64)
+        return _shuffled(places, seed, step // steps_per_epoch, count)
+
+    return tf.data.Dataset.range(first_step, last_step).map(indices)
+
+
+def _shuffled(place, seed, epoch, count):
+    """Where the example at a place of an epoch is found; no permutation is stored."""
+    key = tf.random.stateless_uniform(
+        [3],
+        tf.stack([tf.constant(seed, tf.int64), tf.cast(epoch, tf.int64)]),
+        minval=None,
+        maxval=None,
+        dtype=tf.int32,
+        alg="philox",
+    )
+    # tf.random.experimental.index_shuffle is this op with 4 rounds and the plain seed:
+    # orders of neighbouring epochs then correlate at up to 0.7. From 8 rounds on they
+    # look independent.
+    return tf.raw_ops.RandomIndexShuffle(
+        index=place, seed=key, max_index=tf.cast(count - 1, tf.int64), rounds=12
+    )
+
+
+def _streamed_examples(images, seed, per_epoch, first, last):
+    """Pairs of image and example number; what lies before `first` is read past."""
+    examples = None
+    for epoch in range(first // per_epoch, -(-last // per_epoch)):
+        start = epoch * per_epoch
+        numbers = tf.data.Dataset.range(start, min(start + per_epoch, last))
+        part = tf.data.Dataset.zip(images.epoch(seed, epoch), numbers)
+        part = part.skip(max(first - start, 0))
+        examples = part if examples is None else examples.concatenate(part)
+    return examples
+
+
+def evaluation_batches(images, size, batch_size=256, count=None):
+    """Images in their order, each resized and cut to a central square.
+
+    Images that have the size already are left as they are; of others the shorter side
+    becomes 8/7 of it before the cut, 256 for 224 as usual.
+
+    Args:
+        images: `ArrayImages` or `EncodedImages`.
+        size: side of the result in pixels.
+        batch_size: images a batch; the last may be smaller.
+        count: take only so many, evenly spread over the set; None takes all.
+
+    Returns:
+        A `tf.data.Dataset` of uint8 batches [batch, size, size, 3].
+    """
+    dataset = tf.data.Dataset.from_tensor_slices(evaluation_indices(images, count))
+    dataset = dataset.map(
+        lambda index: _central_square(images.read(index), size), tf.data.AUTOTUNE
+    )
+    return dataset.batch(batch_size).prefetch(tf.data.AUTOTUNE)
+
+
+def evaluation_indices(images, count=None):
+    """Which images `evaluation_batches` takes, int64 array."""
+    if count is None or count >= len(images):
+        return np.arange(len(images))
+    return np.linspace(0, len(images), count, endpoint=False).astype(np.int64)
+
+
+def _central_square(image, size):
+    if tuple(image.shape[:2]) == (size, size):
+        return image
+    height, width = tf.unstack(tf.cast(tf.shape(image)[:2], tf.float32))
+    shorter = tf.cast(round(size * 8 / 7), tf.float32)
+    scale = shorter / tf.minimum(height, width)
+    resized = tf.image.resize(
+        image,
+        tf.cast(tf.round(tf.stack([height, width]) * scale), tf.int32),
+        antialias=True,
+    )
+    square = tf.image.resize_with_crop_or_pad(resized, size, size)
+    return tf.cast(tf.round(tf.clip_by_value(square, 0, 255)), tf.uint8)

@@ -1,0 +1,91 @@
+"""A labelled image set that is drawn, not downloaded: patterns of ten shapes.
+
+Every image is a tiling of one shape, light on dark, with random tints, scale, angle
+and offset, under noise. The colours say nothing of the class; the shape does.
+"""
+
+import numpy as np
+
+CLASS_NAMES = (
+    "disc",
+    "ring",
+    "square",
+    "frame",
+    "triangle",
+    "plus",
+    "cross",
+    "star",
+    "stripes",
+    "crescent",
+)
+
+
+def _signed_distances(u, v):
+    """For each class, a field that is negative inside the shape; u, v in [-1, 1]."""
+    radius = np.hypot(u, v)
+    angle = np.arctan2(v, u)
+    box = np.maximum(abs(u), abs(v))
+    arms = np.minimum(abs(u), abs(v))
+    turned_u, turned_v = (u + v) / 2**0.5, (u - v) / 2**0.5
+    return (
+        radius - 0.6,
+        abs(radius - 0.55) - 0.17,
+        box - 0.55,
+        abs(box - 0.52) - 0.15,
+        np.maximum(v * 0.5 + abs(u) * 0.866, -v) - 0.36,
+        np.maximum(arms - 0.2, box - 0.75),
+        np.maximum(
+            np.minimum(abs(turned_u), abs(turned_v)) - 0.2,
+            np.maximum(abs(turned_u), abs(turned_v)) - 0.75,
+        ),
+        radius - (0.48 + 0.3 * np.cos(5 * angle)),
+        abs(u) - 0.42,
+        np.maximum(radius - 0.7, 0.6 - np.hypot(u - 0.35, v)),
+    )
+
+
+def render(count, seed, size=32):
+    """Draws `count` images with balanced classes in random order.
+
+    Args:
+        count: number of images.
+        seed: integer seed; the same seed draws the same images.
+        size: side of the images in pixels.
+
+    Returns:
+        Tuple of images, uint8 array [count, size, size, 3], and labels, int64 array
+        [count] of indices into `CLASS_NAMES`.
+    """
+    random = np.random.default_rng(seed)
+    labels = random.permutation(np.arange(count) % len(CLASS_NAMES))
+    images = np.empty([count, size, size, 3], np.uint8)
+    y, x = np.mgrid[:size, :size].astype(np.float32)
+    for start in range(0, count, 512):
+        part = labels[start : start + 512]
+        images[start : start + 512] = _render_part(random, part, x, y, size)
+    return images, labels.astype(np.int64)
+
+
+def _render_part(random, labels, x, y, size):
+    def draw(low, high, *shape):
+        values = random.uniform(low, high, [len(labels), *shape]).astype(np.float32)
+        return values.reshape(len(labels), 1, 1, *shape)
+
+    period = size / draw(1.8, 3.0)  # pixels a tile
+    angle = draw(-0.3, 0.3)  # radians
+    turned_x = np.cos(angle) * x - np.sin(angle) * y
+    turned_y = np.sin(angle) * x + np.cos(angle) * y
+    u = 2 * ((turned_x / period + draw(0, 1)) % 1) - 1
+    v = 2 * ((turned_y / period + draw(0, 1)) % 1) - 1
+    fields = np.stack(_signed_distances(u, v))
+    field = fields[labels, np.arange(len(labels))]
+    # One pixel is 2/period in the units of u and v: a soft edge of that width.
+    cover = np.clip(0.5 - field * period / 2, 0, 1)[..., np.newaxis]
+    # Light figures on dark ground, each tinted a little: enough to see, and no more
+    # than the colour jitter of the strong view makes of it anyway. With free colours
+    # an encoder without labels would sort these plain images by colour.
+    one = draw(0.7, 0.9, 1) + draw(-0.1, 0.1, 3)
+    other = draw(0.1, 0.3, 1) + draw(-0.1, 0.1, 3)
+    pixels = cover * one + (1 - cover) * other
+    pixels = pixels + random.normal(0, 0.03, pixels.shape)
+    return np.round(np.clip(pixels, 0, 1) * 255)

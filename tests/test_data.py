@@ -1,0 +1,230 @@
+"""The order of reading, the image folder, and the drawn set."""
+
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+from sklearn.neighbors import KNeighborsClassifier
+
+from ressl_keras import UsageError, data, shapes, views
+
+
+def numbered(count):
+    """Images whose pixels are their number."""
+    pixels = np.arange(count, dtype=np.uint8)[:, None, None, None]
+    return data.ArrayImages(np.broadcast_to(pixels, [count, 4, 4, 3]))
+
+
+def order(images, batch_size, seed, first, last):
+    batches = data.training_batches(images, batch_size, seed, first, last)
+    return np.array([batch.numpy()[:, 0, 0, 0] for batch in batches])
+
+
+def test_an_epoch_shows_every_image_once_and_each_epoch_anew():
+    epochs = order(numbered(40), 8, 0, 0, 15).reshape(3, 40)
+    for epoch in epochs:
+        np.testing.assert_array_equal(np.sort(epoch), np.arange(40))
+    assert not np.array_equal(epochs[0], epochs[1])
+    assert not np.array_equal(epochs[1], epochs[2])
+
+
+def test_the_incomplete_batch_is_dropped():
+    epochs = order(numbered(43), 8, 0, 0, 10).reshape(2, 40)
+    assert [len(set(epoch)) for epoch in epochs] == [40, 40]
+
+
+def test_the_order_is_a_function_of_seed_and_step():
+    images = numbered(40)
+    whole = order(images, 8, 3, 0, 15)
+    np.testing.assert_array_equal(whole, order(images, 8, 3, 0, 15))
+    np.testing.assert_array_equal(whole[7:], order(images, 8, 3, 7, 15))
+    assert not np.array_equal(whole, order(images, 8, 4, 0, 15))
+
+
+def test_orders_of_neighbouring_epochs_and_seeds_are_unrelated():
+    """Correlations of 20,000 numbers stay within five of their standard deviations."""
+    place = tf.range(20000, dtype=tf.int64)
+    orders = [
+        data._shuffled(place, seed, epoch, 20000).numpy()
+        for seed, epoch in [(0, 0), (0, 1), (0, 2), (1, 0), (2, 0)]
+    ]
+    correlations = np.corrcoef(orders)[np.triu_indices(5, 1)]
+    assert np.abs(correlations).max() < 5 / np.sqrt(20000)
+    neighbours = [np.corrcoef(o[:-1], o[1:])[0, 1] for o in orders]
+    assert np.abs(neighbours).max() < 5 / np.sqrt(20000)
+
+
+@pytest.fixture
+def folder(tmp_path, random):
+    """Twenty images of several sizes and formats in two classes, and two bad files."""
+    for i in range(20):
+        place = tmp_path / ("cats" if i % 2 else "dogs")
+        place.mkdir(exist_ok=True)
+        size = [random.integers(20, 60), random.integers(20, 60)]
+        pixels = random.integers(0, 256, [*size, 3]).astype(np.uint8)
+        suffix = (".jpg", ".PNG", ".bmp", ".jpeg")[i % 4]
+        image = Image.fromarray(pixels)
+        if i in (2, 5):
+            image = image.convert("L")
+        image.save(place / f"{i:02}{suffix}", suffix.upper()[1:].replace("JPG", "JPEG"))
+    (tmp_path / "cats" / "text.jpg").write_text("not an image")
+    whole = (tmp_path / "cats" / "03.jpeg").read_bytes()
+    (tmp_path / "dogs" / "cut.jpeg").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "notes.txt").write_text("ignored")
+    return tmp_path
+
+
+def test_a_folder_gives_classes_a_held_out_tenth_and_the_unreadable(folder):
+    dataset = data.load("folder", str(folder))
+    assert dataset.class_names == ["cats", "dogs"]
+    assert (len(dataset.pretrain), len(dataset.test)) == (18, 2)
+    assert sorted(path.split("/")[-1] for path in dataset.skipped) == [
+        "cut.jpeg",
+        "text.jpg",
+    ]
+    training = set(dataset.train.sources.numpy())
+    assert not training & set(dataset.test.sources.numpy())
+
+
+def test_a_folder_with_train_and_test_keeps_them_apart(folder, tmp_path):
+    root = tmp_path / "split"
+    for split in ("train", "test"):
+        for name in ("cats", "dogs"):
+            (root / split / name).mkdir(parents=True)
+    for i, path in enumerate(sorted(folder.glob("[cd]*s/*.bmp"))):
+        for name in ("cats", "dogs"):
+            split = "test" if i < 2 else "train"
+            shutil.copy(path, root / split / name / path.name)
+    dataset = data.load("folder", str(root))
+    for images, split in ((dataset.train, b"/train/"), (dataset.test, b"/test/")):
+        assert all(split in path for path in images.sources.numpy())
+
+
+def test_a_folder_without_subfolders_has_no_labels(folder):
+    dataset = data.load("folder", str(folder / "cats"))
+    assert not dataset.labelled and len(dataset.pretrain) == 10
+
+
+def test_images_of_several_sizes_become_two_crops_fixed_by_the_step(folder):
+    images = data.load("folder", str(folder)).pretrain
+    batches = list(data.training_batches(images, 6, 0, 0, 4, size=16))
+    assert [set(batch) for batch in batches] == [{"teacher", "student"}] * 4
+    for batch in batches:
+        assert batch["teacher"].shape == batch["student"].shape == (6, 16, 16, 3)
+        assert batch["teacher"].dtype == tf.uint8
+        assert not np.array_equal(batch["teacher"], batch["student"])
+    later = list(data.training_batches(images, 6, 0, 2, 4, size=16))
+    for one, other in zip(batches[2:], later):
+        np.testing.assert_array_equal(one["student"], other["student"])
+
+
+def test_crops_while_reading_are_the_crops_of_the_view_layer(folder):
+    """Same draws, same pixels, up to the rounding to uint8."""
+    images = data.load("folder", str(folder)).pretrain
+    batch = next(iter(data.training_batches(images, 6, 5, 0, 1, size=16)))
+    index = data._shuffled(tf.range(6, dtype=tf.int64), 5, 0, 18)
+    crop = views.RandomResizedCropAndFlip(16)
+    for fold, name in ((2, "teacher"), (3, "student")):
+        seed = tf.random.experimental.stateless_fold_in([5, 0], fold)
+        for place in range(6):
+            image = tf.cast(images.read(index[place]), tf.float32)[tf.newaxis] / 255
+            expected = crop(image, seed=seed, first=place)[0] * 255
+            difference = np.abs(batch[name][place].numpy() - expected.numpy())
+            assert difference.max() <= 0.51
+
+
+def test_evaluation_images_are_central_squares(folder):
+    dataset = data.load("folder", str(folder))
+    images = np.concatenate(list(data.evaluation_batches(dataset.train, 14)))
+    assert images.shape == (18, 14, 14, 3)
+    for path, ours in zip(dataset.train.sources.numpy(), images):
+        image = Image.open(path.decode()).convert("RGB")
+        scale = 16 / min(image.size)
+        width, height = (round(side * scale) for side in image.size)
+        image = image.resize((width, height), Image.BILINEAR)
+        left, top = (width - 14) // 2, (height - 14) // 2
+        cut = np.asarray(image.crop((left, top, left + 14, top + 14)))
+        assert np.abs(cut.astype(int) - ours).mean() < 2
+
+
+def test_evaluation_leaves_images_of_the_right_size_alone():
+    images = numbered(10)
+    batches = list(data.evaluation_batches(images, 4, batch_size=4))
+    assert [len(batch) for batch in batches] == [4, 4, 2]
+    np.testing.assert_array_equal(np.concatenate(batches), images.images)
+    few = np.concatenate(list(data.evaluation_batches(images, 4, count=5)))
+    np.testing.assert_array_equal(few[:, 0, 0, 0], [0, 2, 4, 6, 8])
+
+
+@pytest.mark.parametrize(
+    "name, options, message",
+    [
+        ("cifar11", {}, "Unknown data set 'cifar11'. Did you mean .*cifar10"),
+        ("folder", {}, "needs --data_dir"),
+        ("folder", {"data_dir": "/nowhere"}, "no folder /nowhere"),
+    ],
+)
+def test_data_that_cannot_be_had_is_one_clear_line(name, options, message):
+    with pytest.raises(UsageError, match=message) as caught:
+        data.load(name, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_absent_tfds_data_without_download_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="--nodownload"):
+        data.load("mnist", str(tmp_path), download=False)
+
+
+def test_a_folder_without_readable_images_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="No readable image"):
+        data.load("folder", str(tmp_path))
+    (tmp_path / "broken.png").write_text("no")
+    with pytest.raises(UsageError, match="1 files could not be decoded"):
+        data.load("folder", str(tmp_path))
+
+
+def test_tfds_data_sets_are_read_with_their_labels(shared):
+    dataset = data.load("cifar10", str(shared("tfds")), download=False)
+    assert (len(dataset.pretrain), len(dataset.test)) == (50000, 10000)
+    assert dataset.class_names[3] == "cat" and dataset.pretrain.size == (32, 32)
+    np.testing.assert_array_equal(np.bincount(dataset.test.labels), [1000] * 10)
+
+
+def test_tfds_data_sets_too_large_for_memory_are_streamed(shared):
+    tfds_dir = str(shared("tfds"))
+    images = data.load("cifar10", tfds_dir, memory_limit=10**6).pretrain
+    assert isinstance(images, data.StreamedImages)
+    images.shuffle_buffer = 64
+    batches = [
+        batch["student"].numpy()
+        for batch in data.training_batches(images, 16, 0, 0, 3, size=32)
+    ]
+    assert batches[0].shape == (16, 32, 32, 3)
+    again = data.training_batches(images, 16, 0, 2, 3, size=32)
+    np.testing.assert_array_equal(next(iter(again))["student"], batches[2])
+
+
+def test_shapes_are_fixed_by_their_seed_and_balanced():
+    images, labels = shapes.render(200, seed=0)
+    assert images.shape == (200, 32, 32, 3) and images.dtype == np.uint8
+    np.testing.assert_array_equal(np.bincount(labels), [20] * 10)
+    np.testing.assert_array_equal(images, shapes.render(200, seed=0)[0])
+    assert not np.array_equal(images, shapes.render(200, seed=1)[0])
+
+
+def test_colour_alone_does_not_separate_the_shapes():
+    """Neighbours by the colour of ground and figure are little better than chance."""
+
+    def colours(images):
+        return np.percentile(images.reshape(len(images), -1, 3), [10, 90], axis=1)
+
+    train, train_labels = shapes.render(3000, seed=0)
+    test, test_labels = shapes.render(1000, seed=1)
+    features = [
+        np.moveaxis(colours(images), 0, 1).reshape(len(images), -1)
+        for images in (train, test)
+    ]
+    classifier = KNeighborsClassifier(20).fit(features[0], train_labels)
+    assert classifier.score(features[1], test_labels) < 0.3
