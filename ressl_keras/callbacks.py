@@ -1,0 +1,119 @@
+"""What `fit` does beside the steps: neighbours, speed and the table of metrics."""
+
+import csv
+import os
+import time
+
+import keras
+
+from ressl_keras import evaluation
+
+
+class Throughput(keras.callbacks.Callback):
+    """Adds `images_per_second` to the logs, from the start of the epoch.
+
+    Put it before callbacks that show or write the logs.
+
+    Args:
+        batch_size: size of the global batch.
+    """
+
+    def __init__(self, batch_size):
+        super().__init__()
+        self.batch_size = batch_size
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._start, self._images = None, 0
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self._start = self._start or time.perf_counter()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._images = (batch + 1) * self.batch_size
+        self._report(logs)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._report(logs)
+
+    def _report(self, logs):
+        elapsed = time.perf_counter() - self._start
+        logs["images_per_second"] = round(self._images / elapsed, 1)
+
+
+class KNNMonitor(keras.callbacks.Callback):
+    """Adds `knn_top1` of the backbone to the logs every few epochs.
+
+    Args:
+        encoder: `keras.Model` from images in 0-255 to features, which shares its
+            weights with the model in training.
+        train: labelled images, the neighbours.
+        test: labelled images, the queries.
+        every: epochs between two looks.
+        last_epoch: number of the last epoch, which is always looked at.
+        train_count: neighbours taken at most.
+        test_count: queries taken at most.
+    """
+
+    def __init__(
+        self,
+        encoder,
+        train,
+        test,
+        every=1,
+        last_epoch=None,
+        train_count=10000,
+        test_count=2000,
+    ):
+        super().__init__()
+        self.encoder, self.train, self.test = encoder, train, test
+        self.every, self.last_epoch = every, last_epoch
+        self.train_count, self.test_count = train_count, test_count
+
+    def measure(self):
+        """Top-1 accuracy now, in per cent."""
+        train = evaluation.extract(self.encoder, self.train, self.train_count)
+        test = evaluation.extract(self.encoder, self.test, self.test_count)
+        return evaluation.knn(*train, *test)["top1"]
+
+    def on_epoch_end(self, epoch, logs=None):
+        if (epoch + 1) % self.every == 0 or epoch + 1 == self.last_epoch:
+            logs["knn_top1"] = self.measure()
+
+
+class MetricsTable(keras.callbacks.Callback):
+    """Writes one row an epoch to a CSV file, and keeps what is there already.
+
+    Keras' CSVLogger fixes its columns by the first epoch, in which the neighbours may
+    not have been looked at, and appends blindly when a run is continued.
+
+    Args:
+        path: file to write.
+    """
+
+    first_columns = ("epoch", "step", "loss", "knn_top1")
+
+    def __init__(self, path):
+        super().__init__()
+        self.path = path
+
+    def on_epoch_end(self, epoch, logs=None):
+        step = int(self.model.optimizer.iterations.numpy())
+        row = {"epoch": epoch + 1, "step": step}
+        row |= {name: f"{value:.6g}" for name, value in logs.items()}
+        rows = [old for old in self.read(self.path) if int(old["epoch"]) <= epoch]
+        names = {name: None for old in [*rows, row] for name in old}
+        columns = dict.fromkeys([*self.first_columns, *names])
+        aside = f"{self.path}.writing"
+        with open(aside, "w", newline="") as file:
+            writer = csv.DictWriter(file, columns, restval="")
+            writer.writeheader()
+            writer.writerows([*rows, row])
+        os.replace(aside, self.path)
+
+    @staticmethod
+    def read(path):
+        """Rows of a table, a list of dicts of strings; empty without a file."""
+        if not os.path.exists(path):
+            return []
+        with open(path, newline="") as file:
+            return list(csv.DictReader(file))

@@ -1,0 +1,107 @@
+"""Checkpoints of a run in training: whole, checked, and the last few kept.
+
+Keras' ModelCheckpoint and BackupAndRestore write in place, check nothing when they
+read, and start an interrupted epoch anew. Here a file is written aside and renamed,
+carries its checksum in its name, and the step it belongs to; since batches and views
+are functions of (seed, step), the step is all that is needed to go on exactly.
+"""
+
+import hashlib
+import os
+import re
+
+import keras
+
+_NAME = re.compile(r"step-(\d{9})-([0-9a-f]{16})\.weights\.h5")
+
+
+def _found(folder):
+    """(step, checksum, path) of the checkpoints in a folder, newest first."""
+    if not os.path.isdir(folder):
+        return []
+    names = [_NAME.fullmatch(name) for name in os.listdir(folder)]
+    found = [
+        (int(m[1]), m[2], os.path.join(folder, m.string))
+        for m in names
+        if m is not None
+    ]
+    return sorted(found, reverse=True)
+
+
+def _checksum(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def save(model, folder, step, keep=2):
+    """Writes a checkpoint and removes all but the last few.
+
+    Args:
+        model: built and compiled `keras.Model`; its optimizer and queue are included.
+        folder: folder to write into; made if absent.
+        step: optimizer steps taken.
+        keep: number of checkpoints to keep.
+
+    Returns:
+        Path of the checkpoint.
+    """
+    os.makedirs(folder, exist_ok=True)
+    aside = os.path.join(folder, "writing.weights.h5")
+    model.save_weights(aside, overwrite=True)
+    name = f"step-{step:09d}-{_checksum(aside)}.weights.h5"
+    path = os.path.join(folder, name)
+    os.replace(aside, path)
+    for _, _, old in _found(folder)[keep:]:
+        os.remove(old)
+    return path
+
+
+def restore(model, folder):
+    """Loads the newest undamaged checkpoint.
+
+    Args:
+        model: built and compiled `keras.Model` of the same shape.
+        folder: folder to look in; need not exist.
+
+    Returns:
+        The step of the checkpoint, or 0 where there is none.
+    """
+    for step, checksum, path in _found(folder):
+        if _checksum(path) == checksum:
+            # Without its variables the optimizer would not be loaded into.
+            model.optimizer.build(model.trainable_variables)
+            model.load_weights(path)
+            return step
+        print(f"Checkpoint {path} is damaged; trying the one before.", flush=True)
+    return 0
+
+
+class Checkpoints(keras.callbacks.Callback):
+    """Saves every few steps and at the end of training.
+
+    Args:
+        folder: folder to write into.
+        every: steps between two checkpoints.
+        keep: number of checkpoints to keep.
+    """
+
+    def __init__(self, folder, every, keep=2):
+        super().__init__()
+        self.folder, self.every, self.keep = folder, every, keep
+        self._saved = None
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self._step() % self.every == 0:
+            self.save()
+
+    def on_train_end(self, logs=None):
+        self.save()
+
+    def save(self):
+        """Saves now, unless this step is saved already."""
+        if self._saved != self._step():
+            self._saved = self._step()
+            save(self.model, self.folder, self._saved, self.keep)
+
+    def _step(self):
+        return int(self.model.optimizer.iterations.numpy())

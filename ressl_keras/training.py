@@ -1,0 +1,249 @@
+"""A run: from a data set and a work directory to an encoder."""
+
+import contextlib
+import itertools
+import os
+
+import keras
+import tensorflow as tf
+
+from ressl_keras import checkpoints, export, views
+from ressl_keras.backbones import build_backbone, build_projector
+from ressl_keras.callbacks import KNNMonitor, MetricsTable, Throughput
+from ressl_keras.data import training_batches
+from ressl_keras.errors import UsageError
+from ressl_keras.model import ReSSL
+from ressl_keras.optimizers import SGD, warmup_cosine
+
+
+def pretrain(
+    dataset,
+    workdir,
+    *,
+    backbone="resnet18_small",
+    width=64,
+    image_size=None,
+    hidden_dim=512,
+    embedding_dim=128,
+    queue_size=4096,
+    momentum=0.99,
+    student_temperature=0.1,
+    teacher_temperature=0.04,
+    info_nce_epochs=0,
+    info_nce_temperature=0.2,
+    epochs=200,
+    max_steps=None,
+    batch_size=256,
+    learning_rate=0.06,
+    weight_decay=5e-4,
+    warmup_epochs=5,
+    knn_every=5,
+    checkpoint_every=500,
+    keep_checkpoints=2,
+    precision="float32",
+    jit_compile=None,
+    seed=0,
+    verbose="auto",
+    progress=print,
+):
+    """Pretrains an encoder, or goes on where an interrupted run of the same stopped.
+
+    Args:
+        dataset: `data.Dataset`.
+        workdir: folder of the run's files; made if absent.
+        backbone: name for `build_backbone`.
+        width: channels of the first stage, for the small ResNets.
+        image_size: side of the views in pixels; None takes the images' own, or 224
+            where they have several.
+        hidden_dim: width of the projector's hidden layer.
+        embedding_dim: length of the embeddings.
+        queue_size: embeddings remembered.
+        momentum: share of the old teacher kept at each step.
+        student_temperature: temperature of the student's relation.
+        teacher_temperature: temperature of the teacher's.
+        info_nce_epochs: epochs of InfoNCE at the start; 0 is the original method.
+        info_nce_temperature: its temperature.
+        epochs: passes over the data set.
+        max_steps: stop after so many steps, if that is sooner; the learning rate
+            then decays over those.
+        batch_size: images a step.
+        learning_rate: peak for a batch of 256; scaled with the batch size.
+        weight_decay: added to the gradient, biases and batch-norm scales aside.
+        warmup_epochs: epochs of linear warm-up of the learning rate.
+        knn_every: epochs between two looks at the neighbours, where there are labels;
+            0 never looks.
+        checkpoint_every: steps between two checkpoints.
+        keep_checkpoints: checkpoints kept.
+        precision: Keras dtype policy of the networks: `float32`, `mixed_bfloat16` or
+            `mixed_float16`. Relations, queue and loss stay in float32.
+        jit_compile: whether to compile the step with XLA; None does so on a GPU.
+        seed: integer seed of weights, order and views.
+        verbose: as in `keras.Model.fit`.
+        progress: called with a line of text now and then.
+
+    Returns:
+        Path of the encoder's file.
+
+    Raises:
+        UsageError: if something that was asked for is impossible; before any training.
+    """
+    if epochs < 1 or batch_size < 1:
+        raise UsageError(f"Nothing to do: epochs={epochs}, batch_size={batch_size}.")
+    if batch_size > len(dataset.pretrain):
+        raise UsageError(
+            f"The batch of {batch_size} is larger than the data set of "
+            f"{len(dataset.pretrain)}."
+        )
+    if queue_size < batch_size:
+        raise UsageError(
+            f"The queue of {queue_size} is smaller than the batch of {batch_size}."
+        )
+    if image_size is None:
+        image_size = dataset.pretrain.size[0] if dataset.pretrain.same_size else 224
+    steps_per_epoch = len(dataset.pretrain) // batch_size
+    total_steps = epochs * steps_per_epoch
+    if max_steps:
+        total_steps = min(total_steps, max_steps)
+        steps_per_epoch = min(steps_per_epoch, total_steps)
+    prepare_workdir(workdir)
+
+    keras.utils.set_random_seed(seed)
+    with _dtype_policy(precision):
+        network = build_backbone(backbone, (image_size, image_size, 3), width=width)
+        projector = build_projector(network.output_shape[-1], hidden_dim, embedding_dim)
+        teacher_view, student_view = _device_views(
+            dataset.pretrain.same_size, image_size
+        )
+    model = ReSSL(
+        network,
+        projector,
+        teacher_view,
+        student_view,
+        queue_size=queue_size,
+        momentum=momentum,
+        student_temperature=student_temperature,
+        teacher_temperature=teacher_temperature,
+        info_nce_steps=round(info_nce_epochs * steps_per_epoch),
+        info_nce_temperature=info_nce_temperature,
+        seed=seed,
+    )
+    if jit_compile is None:
+        # On a CPU the step compiled by XLA is no faster, and compiling takes longer.
+        jit_compile = bool(tf.config.list_physical_devices("GPU"))
+    warmup_steps = min(round(warmup_epochs * steps_per_epoch), total_steps - 1)
+    peak = learning_rate * batch_size / 256
+    model.compile(
+        SGD(warmup_cosine(peak, total_steps, warmup_steps), l2=weight_decay),
+        jit_compile=jit_compile,
+    )
+
+    folder = os.path.join(workdir, "checkpoints")
+    first_step = checkpoints.restore(model, folder)
+    parameters = network.count_params() / 1e6
+    progress(
+        f"{dataset.name}: {len(dataset.pretrain)} images of {image_size} pixels; "
+        f"{backbone} with {parameters:.1f} million parameters; {total_steps} steps of "
+        f"{batch_size}, {steps_per_epoch} an epoch."
+    )
+    last_epoch = -(-total_steps // steps_per_epoch)
+    callbacks = [Throughput(batch_size)]
+    monitor = None
+    if dataset.labelled and knn_every:
+        # Shares the weights in training, so it is always the encoder of the moment.
+        encoder = keras.Sequential(
+            [keras.Input(network.input_shape[1:]), views.View([]), network]
+        )
+        monitor = KNNMonitor(
+            encoder, dataset.train, dataset.test, knn_every, last_epoch
+        )
+        callbacks.append(monitor)
+    metrics_path = os.path.join(workdir, "metrics.csv")
+    callbacks += [
+        MetricsTable(metrics_path),
+        keras.callbacks.TensorBoard(
+            os.path.join(workdir, "tensorboard"), write_graph=False
+        ),
+        checkpoints.Checkpoints(folder, checkpoint_every, keep_checkpoints),
+    ]
+    if first_step:
+        progress(f"Going on at step {first_step} of {total_steps}.")
+    elif monitor:
+        progress(f"kNN of the untrained encoder: {monitor.measure():.2f} %")
+    for first, last in _segments(first_step, total_steps, steps_per_epoch):
+        steps = min(steps_per_epoch, last - first)
+        batches = training_batches(
+            dataset.pretrain, batch_size, seed, first, last, image_size
+        )
+        epoch = first // steps_per_epoch
+        model.fit(
+            batches,
+            initial_epoch=epoch,
+            epochs=epoch + (last - first) // steps,
+            steps_per_epoch=steps,
+            shuffle=False,  # the batches come in their order
+            callbacks=callbacks,
+            verbose=verbose,
+        )
+
+    description = {
+        "method": "ressl",
+        "backbone": backbone,
+        "dataset": dataset.name,
+        "steps": total_steps,
+        "batch_size": batch_size,
+        "knn_top1": next(
+            (
+                float(row["knn_top1"])
+                for row in reversed(MetricsTable.read(metrics_path))
+                if row["knn_top1"]
+            ),
+            None,
+        ),
+    }
+    return export.save_encoder(export.build_encoder(network), workdir, description)
+
+
+@contextlib.contextmanager
+def _dtype_policy(name):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def prepare_workdir(workdir):
+    """Makes the work directory and sees that it can be written.
+
+    Raises:
+        UsageError: if it cannot.
+    """
+    probe = os.path.join(workdir, ".writable")
+    try:
+        os.makedirs(workdir, exist_ok=True)
+        with open(probe, "w"):
+            pass
+        os.remove(probe)
+    except OSError as error:
+        raise UsageError(
+            f"The work directory {workdir} cannot be written: {error.strerror}."
+        ) from error
+
+
+def _device_views(same_size, image_size):
+    """What is left of the two views after reading: all, or all but the crop."""
+    if same_size:
+        return views.weak_view(image_size), views.strong_view(image_size)
+    return views.View([]), views.View(views.photometric_operations())
+
+
+def _segments(first, last, steps_per_epoch):
+    """Splits a range of steps into the rest of an epoch, whole epochs, and a part.
+
+    `fit` counts the same number of steps in each epoch of a call.
+    """
+    whole_first = min(-(-first // steps_per_epoch) * steps_per_epoch, last)
+    whole_last = max(last // steps_per_epoch * steps_per_epoch, whole_first)
+    borders = [first, whole_first, whole_last, last]
+    return [(a, b) for a, b in itertools.pairwise(borders) if a < b]

@@ -1,0 +1,184 @@
+"""train.py and evaluate.py as a person runs them: in a process of their own."""
+
+import csv
+import json
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+TINY = (
+    "--backbone=resnet10_small",
+    "--width=4",
+    "--batch_size=64",
+    "--queue_size=128",
+    "--hidden_dim=16",
+    "--embedding_dim=8",
+    "--warmup_epochs=0",
+    "--knn_every=1",
+)
+
+
+def script(name, *flags):
+    command = [sys.executable, ROOT / name, *map(str, flags)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def rows(workdir):
+    with open(workdir / "metrics.csv") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A folder of forty images in two classes, one of them unreadable."""
+    folder = tmp_path_factory.mktemp("images")
+    random = np.random.default_rng(0)
+    for i in range(40):
+        place = folder / ("dark" if i % 2 else "light")
+        place.mkdir(exist_ok=True)
+        level = 40 if i % 2 else 200
+        pixels = random.normal(level, 20, [20 + i % 7, 24, 3]).clip(0, 255)
+        Image.fromarray(pixels.astype(np.uint8)).save(place / f"{i}.jpg")
+    (folder / "dark" / "broken.jpg").write_text("no image")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, images):
+    """A short run on the folder: its work directory and its output."""
+    workdir = tmp_path_factory.mktemp("run")
+    result = script(
+        "train.py",
+        f"--workdir={workdir}",
+        "--dataset=folder",
+        f"--data_dir={images}",
+        "--image_size=16",
+        "--epochs=3",
+        *TINY,
+        "--batch_size=12",
+    )
+    assert result.returncode == 0, result.stderr
+    return workdir, result.stdout
+
+
+def test_a_run_leaves_the_files_that_others_rely_on(trained):
+    workdir, output = trained
+    table = rows(workdir)
+    assert list(table[0])[:4] == ["epoch", "step", "loss", "knn_top1"]
+    assert [(row["epoch"], row["step"]) for row in table] == [
+        ("1", "3"),
+        ("2", "6"),
+        ("3", "9"),
+    ]
+    assert all(float(row["loss"]) > 0 for row in table)
+    results = json.loads((workdir / "evaluation.json").read_text())
+    assert {"top1", "untrained_top1"} <= set(results["knn"])
+    assert {"top1", "top5", "untrained_top1"} <= set(results["linear"])
+    assert (workdir / "encoder.keras").exists()
+    assert list(workdir.glob("tensorboard/**/*tfevents*"))
+    assert "images_per_second" in output
+
+
+def test_a_run_lists_what_it_could_not_read(trained):
+    workdir, output = trained
+    assert "1 unreadable images skipped" in output
+    assert (workdir / "skipped.txt").read_text().endswith("dark/broken.jpg\n")
+
+
+def test_the_printed_command_evaluates_the_encoder(trained, tmp_path):
+    workdir, output = trained
+    line = next(line for line in output.split("\n") if "evaluate.py" in line)
+    flags = line.split("evaluate.py")[1].split()
+    result = script("evaluate.py", *flags, f"--output={tmp_path}/again.json")
+    assert result.returncode == 0, result.stderr
+    again = json.loads((tmp_path / "again.json").read_text())
+    before = json.loads((workdir / "evaluation.json").read_text())
+    for protocol in ("knn", "linear"):
+        assert again[protocol]["top1"] == before[protocol]["top1"]
+
+
+def test_the_effective_flags_are_a_flagfile_that_repeats_the_run(trained, tmp_path):
+    workdir, _ = trained
+    result = script(
+        "train.py", f"--flagfile={workdir}/flags.txt", f"--workdir={tmp_path}/again"
+    )
+    assert result.returncode == 0, result.stderr
+    tables = [rows(folder) for folder in (workdir, tmp_path / "again")]
+    for row in [*tables[0], *tables[1]]:
+        del row["images_per_second"]
+    assert tables[0] == tables[1]
+
+
+def test_more_epochs_go_on_and_other_flags_are_refused(trained):
+    workdir, _ = trained
+    flagfile = f"--flagfile={workdir}/flags.txt"
+    longer = script("train.py", flagfile, "--epochs=4", "--noevaluate")
+    assert longer.returncode == 0, longer.stderr
+    assert "Going on at step 9 of 12" in longer.stdout
+    other = script("train.py", flagfile, "--queue_size=64", "--batch_size=12")
+    assert other.returncode == 1
+    assert "there --queue_size=128, here --queue_size=64" in other.stderr
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--dataset=cifar11"], "Unknown data set 'cifar11'"),
+        (["--dataset=folder", "--data_dir={empty}"], "No readable image under"),
+        (["--dataset=folder", "--data_dir={broken}"], "(1 files could not be decoded)"),
+        (
+            ["--batch_size=9000", "--queue_size=9000"],
+            "larger than the data set of 8000",
+        ),
+        (["--queue_size=32"], "queue of 32 is smaller than the batch of 64"),
+        (["--teacher_temperature=0"], "--teacher_temperature=0.0: must be positive"),
+        (["--student_temperature=-1"], "--student_temperature=-1.0: must be positive"),
+        (["--workdir=/proc/run"], "work directory /proc/run cannot be written"),
+        (["--backbone=resnet18_smal"], "Did you mean resnet18_small"),
+        (["--batchsize=3"], "Unknown command line flag 'batchsize'"),
+        (["stray"], "stray"),
+    ],
+)
+def test_bad_input_gets_one_clear_line_before_training(flags, message, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "image.png").write_text("no image")
+    flags = [
+        flag.format(empty=tmp_path / "empty", broken=tmp_path / "broken")
+        for flag in flags
+    ]
+    result = script("train.py", *TINY, f"--workdir={tmp_path}/run", *flags)
+    assert result.returncode != 0
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "Epoch" not in result.stdout
+
+
+def test_evaluate_refuses_what_is_no_encoder(tmp_path):
+    (tmp_path / "encoder.keras").write_text("no model")
+    result = script("evaluate.py", f"--encoder={tmp_path}/encoder.keras")
+    assert result.returncode == 1
+    lines = [line for line in result.stderr.split("\n") if "evaluate.py" in line]
+    assert len(lines) == 1 and "not a Keras model" in lines[0]
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.slow
+def test_quickstart_learns_shapes_within_three_minutes(tmp_path):
+    start = time.monotonic()
+    result = script(
+        "train.py",
+        f"--flagfile={ROOT}/flags/quickstart.flags",
+        f"--workdir={tmp_path}",
+    )
+    seconds = time.monotonic() - start
+    assert result.returncode == 0, result.stderr
+    knn = json.loads((tmp_path / "evaluation.json").read_text())["knn"]
+    print(f"kNN {knn['top1']} %, untrained {knn['untrained_top1']} %, {seconds:.0f} s")
+    assert knn["top1"] >= knn["untrained_top1"] + 20
+    assert seconds <= 180
