@@ -72,7 +72,7 @@ def _render_part(random, labels, x, y, size):
         return values.reshape(len(labels), 1, 1, *shape)
 
     period = size / draw(1.8, 3.0)  # pixels a tile
-    angle = draw(-0.3, 0.3)  # radians
+    angle = draw(-0.15, 0.15)  # radians
     turned_x = np.cos(angle) * x - np.sin(angle) * y
     turned_y = np.sin(angle) * x + np.cos(angle) * y
     u = 2 * ((turned_x / period + draw(0, 1)) % 1) - 1
@@ -84,8 +84,8 @@ def _render_part(random, labels, x, y, size):
     # Light figures on dark ground, each tinted a little: enough to see, and no more
     # than the colour jitter of the strong view makes of it anyway. With free colours
     # an encoder without labels would sort these plain images by colour.
-    one = draw(0.7, 0.9, 1) + draw(-0.1, 0.1, 3)
-    other = draw(0.1, 0.3, 1) + draw(-0.1, 0.1, 3)
+    one = draw(0.55, 1.0, 1) + draw(-0.08, 0.08, 3)
+    other = draw(0.0, 0.35, 1) + draw(-0.08, 0.08, 3)
     pixels = cover * one + (1 - cover) * other
     pixels = pixels + random.normal(0, 0.03, pixels.shape)
     return np.round(np.clip(pixels, 0, 1) * 255)
