@@ -107,6 +107,27 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_integer("keep_checkpoints", 2, "Checkpoints kept.", lower_bound=1)
 flags.DEFINE_enum(
+    "strategy",
+    "auto",
+    ["auto", "one_device", "mirrored", "multi_worker"],
+    "Where to compute. auto: the machines that TF_CONFIG names, else all GPUs of this "
+    "one. See docs/distributed.md.",
+)
+flags.DEFINE_integer(
+    "devices",
+    0,
+    "How many GPUs to use; 0: all. Without a GPU: into how many logical devices to "
+    "divide the CPU, to try distribution out.",
+    lower_bound=0,
+)
+flags.DEFINE_enum(
+    "batch_norm",
+    "per_replica",
+    ["per_replica", "synchronized"],
+    "What batch norms take their statistics from: the images of one replica, or the "
+    "global batch.",
+)
+flags.DEFINE_enum(
     "precision",
     "float32",
     ["float32", "mixed_bfloat16", "mixed_float16"],
@@ -134,6 +155,8 @@ _FREE = {
     "knn_every",
     "checkpoint_every",
     "keep_checkpoints",
+    "strategy",
+    "devices",
     "evaluate",
 }
 
@@ -141,53 +164,80 @@ _FREE = {
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"Not a flag: {' '.join(argv[1:])}")
-    from ressl_keras import UsageError
+    import tensorflow as tf
+
+    from ressl_keras import UsageError, checkpoints
 
     if not FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # TFDS tells of every file it opens
     try:
         run()
     except UsageError as error:
-        print(f"train.py: error: {error}", file=sys.stderr)
-        sys.exit(1)
+        fail(error)
+    except checkpoints.Stopped as stopped:
+        print(f"{stopped} The same command goes on from there.")
+        sys.exit(128 + stopped.signal_number)
+    except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
+        fail(
+            "Another worker was lost or could not be reached "
+            f"({str(error).strip().splitlines()[-1].strip()}). Start all workers again "
+            "to go on from the last checkpoint."
+        )
+
+
+def fail(message):
+    print(f"train.py: error: {message}", file=sys.stderr, flush=True)
+    # Not sys.exit: with a lost worker TensorFlow's own shutdown would wait for it.
+    os._exit(1)
 
 
 def run():
-    from ressl_keras import data, evaluation, export, training
+    from ressl_keras import data, distribution, evaluation, export, training
 
-    training.prepare_workdir(FLAGS.workdir)
-    values = {flag.name: flag.value for flag in own_flags()}
-    outside = ("workdir", "dataset", "data_dir", "download", "check_images", "evaluate")
-    arguments = {name: v for name, v in values.items() if name not in outside}
-    keep_flags(os.path.join(FLAGS.workdir, "flags.txt"))
+    # First of all: TensorFlow takes no more devices or machines once it has started.
+    strategy = distribution.make_strategy(FLAGS.strategy, FLAGS.devices)
+    chief = distribution.is_chief(strategy)
+    say = print if chief else lambda line: None
+    if chief:
+        training.prepare_workdir(FLAGS.workdir)
+        keep_flags(os.path.join(FLAGS.workdir, "flags.txt"))
     dataset = data.load(
         FLAGS.dataset, FLAGS.data_dir, FLAGS.download, FLAGS.check_images
     )
-    if dataset.skipped:
+    if dataset.skipped and chief:
         listing = os.path.join(FLAGS.workdir, "skipped.txt")
         with open(listing, "w") as file:
             file.writelines(f"{path}\n" for path in dataset.skipped)
         print(f"{len(dataset.skipped)} unreadable images skipped, listed in {listing}:")
         print("\n".join(f"  {path}" for path in dataset.skipped[:5]))
+    outside = ("workdir", "dataset", "data_dir", "download", "check_images")
+    outside += ("strategy", "devices", "evaluate")
+    arguments = {
+        flag.name: flag.value for flag in own_flags() if flag.name not in outside
+    }
     encoder = training.pretrain(
         dataset,
         FLAGS.workdir,
         **arguments,
+        strategy=strategy,
         verbose=1 if sys.stdout.isatty() else 2,
+        progress=say,
     )
-    if FLAGS.evaluate and dataset.labelled:
-        results = evaluation.evaluate(export.load_encoder(encoder), dataset)
-        output = os.path.join(FLAGS.workdir, "evaluation.json")
-        export.write_json(output, results)
-        print(evaluation.table(results))
-    print(f"The encoder is {encoder}. To evaluate it:")
-    command = ["python", "evaluate.py", f"--encoder={encoder}"]
-    command += [
-        FLAGS[name].serialize()
-        for name in ("dataset", "data_dir")
-        if FLAGS[name].value is not None
-    ]
-    print("  " + shlex.join(command))
+    if chief:
+        if FLAGS.evaluate and dataset.labelled:
+            results = evaluation.evaluate(export.load_encoder(encoder), dataset)
+            output = os.path.join(FLAGS.workdir, "evaluation.json")
+            export.write_json(output, results)
+            print(evaluation.table(results))
+        print(f"The encoder is {encoder}. To evaluate it:")
+        command = ["python", "evaluate.py", f"--encoder={encoder}"]
+        command += [
+            FLAGS[name].serialize()
+            for name in ("dataset", "data_dir")
+            if FLAGS[name].value is not None
+        ]
+        print("  " + shlex.join(command), flush=True)
+    distribution.agree(strategy, 0)  # the others wait for the chief
 
 
 def own_flags():

@@ -40,6 +40,25 @@ class Throughput(keras.callbacks.Callback):
         logs["images_per_second"] = round(self._images / elapsed, 1)
 
 
+class ContinuedEpoch(keras.callbacks.Callback):
+    """Lets the metrics of an interrupted epoch count what came before.
+
+    `fit` resets them when it starts an epoch, also one that only goes on.
+
+    Args:
+        metrics: the model's metrics, in the state to go on from.
+    """
+
+    def __init__(self, metrics):
+        super().__init__()
+        self._kept = [(v, v.numpy()) for metric in metrics for v in metric.variables]
+
+    def on_epoch_begin(self, epoch, logs=None):
+        while self._kept:
+            variable, value = self._kept.pop()
+            variable.assign(value)
+
+
 class KNNMonitor(keras.callbacks.Callback):
     """Adds `knn_top1` of the backbone to the logs every few epochs.
 

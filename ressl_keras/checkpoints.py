@@ -9,6 +9,8 @@ are functions of (seed, step), the step is all that is needed to go on exactly.
 import hashlib
 import os
 import re
+import signal
+import threading
 
 import keras
 
@@ -60,7 +62,8 @@ def restore(model, folder):
     """Loads the newest undamaged checkpoint.
 
     Args:
-        model: built and compiled `keras.Model` of the same shape.
+        model: built and compiled `keras.Model` of the same shape, its optimizer
+            built too.
         folder: folder to look in; need not exist.
 
     Returns:
@@ -68,37 +71,74 @@ def restore(model, folder):
     """
     for step, checksum, path in _found(folder):
         if _checksum(path) == checksum:
-            # Without its variables the optimizer would not be loaded into.
-            model.optimizer.build(model.trainable_variables)
             model.load_weights(path)
             return step
         print(f"Checkpoint {path} is damaged; trying the one before.", flush=True)
     return 0
 
 
+class Stopped(Exception):
+    """The run was asked to stop and has saved its state."""
+
+    def __init__(self, step, signal_number):
+        super().__init__(f"Stopped at step {step}.")
+        self.step, self.signal_number = step, signal_number
+
+
 class Checkpoints(keras.callbacks.Callback):
-    """Saves every few steps and at the end of training.
+    """Saves every few steps, at the end, and when the process is told to stop.
+
+    SIGTERM and SIGINT let the step in progress finish and raise `Stopped` once its
+    state is saved. Put it after callbacks that write at the end of an epoch: a
+    checkpoint of an epoch's last step says that these have written, too.
 
     Args:
         folder: folder to write into.
         every: steps between two checkpoints.
         keep: number of checkpoints to keep.
+        steps_per_epoch: steps of an epoch.
     """
 
-    def __init__(self, folder, every, keep=2):
+    def __init__(self, folder, every, keep, steps_per_epoch):
         super().__init__()
         self.folder, self.every, self.keep = folder, every, keep
-        self._saved = None
+        self.steps_per_epoch = steps_per_epoch
+        self._saved = self._signal = None
+        self._handlers = {}
+
+    def on_train_begin(self, logs=None):
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._handlers[number] = signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number, frame):
+        self._signal = number
+        # A second Ctrl-C stops at once.
+        signal.signal(signal.SIGINT, self._handlers[signal.SIGINT])
+
+    def _release(self):
+        while self._handlers:
+            signal.signal(*self._handlers.popitem())
 
     def on_train_batch_end(self, batch, logs=None):
-        if self._step() % self.every == 0:
-            self.save()
+        if self._step() % self.steps_per_epoch:
+            self._save_if_due()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._save_if_due()
 
     def on_train_end(self, logs=None):
-        self.save()
+        self._save()
+        self._release()
 
-    def save(self):
-        """Saves now, unless this step is saved already."""
+    def _save_if_due(self):
+        if self._step() % self.every == 0 or self._signal:
+            self._save()
+        if self._signal:
+            self._release()
+            raise Stopped(self._step(), self._signal)
+
+    def _save(self):
         if self._saved != self._step():
             self._saved = self._step()
             save(self.model, self.folder, self._saved, self.keep)

@@ -91,19 +91,29 @@ class StreamedImages:
     def __len__(self):
         return self.builder.info.splits[self.split].num_examples
 
-    def epoch(self, seed, epoch):
-        """Decoded images of one epoch, in an order that (seed, epoch) fixes."""
+    def epoch(self, seed, epoch, worker=0, workers=1):
+        """Decoded images of one epoch, in an order that (seed, epoch) fixes.
+
+        Several workers share out the files or, where these are too few, the records.
+        """
         import tensorflow_datasets as tfds
 
         files_seed = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
+        by_file = self.builder.info.splits[self.split].num_shards >= workers > 1
         records = self.builder.as_dataset(
             split=self.split,
             shuffle_files=True,
             decoders={"image": tfds.decode.SkipDecoding()},
             read_config=tfds.ReadConfig(
-                shuffle_seed=files_seed, shuffle_reshuffle_each_iteration=False
+                shuffle_seed=files_seed,
+                shuffle_reshuffle_each_iteration=False,
+                input_context=tf.distribute.InputContext(workers, worker, workers)
+                if by_file
+                else None,
             ),
         )
+        if workers > 1 and not by_file:
+            records = records.shard(workers, worker)
         encoded = records.map(lambda record: record["image"])
         encoded = encoded.shuffle(self.shuffle_buffer, seed=files_seed)
         return encoded.map(_decode, tf.data.AUTOTUNE)
@@ -322,7 +332,9 @@ def _tfds_images(builder, split, memory_limit):
     return EncodedImages(encoded, labels if has_labels else None, in_memory=True)
 
 
-def training_batches(images, batch_size, seed, first_step, last_step, size=None):
+def training_batches(
+    images, batch_size, seed, first_step, last_step, size=None, worker=0, workers=1
+):
     """Batches of the steps from `first_step` up to, not including, `last_step`.
 
     An epoch is `len(images) // batch_size` steps; what is left of the order at its
@@ -335,23 +347,31 @@ def training_batches(images, batch_size, seed, first_step, last_step, size=None)
         first_step: step to start at.
         last_step: step to end before.
         size: side of the crops, for images of several sizes.
+        worker: number of this worker, from 0.
+        workers: how many workers share each global batch, in equal parts.
 
     Returns:
-        A `tf.data.Dataset`: of uint8 batches [batch_size, height, width, 3] where the
-        images have one size, so that the views can be made on the device; else of
-        dicts of two such batches, `teacher` and `student`, each a random resized crop
-        and flip of its own, since only crops can be batched.
+        A `tf.data.Dataset`: of uint8 batches [batch_size / workers, height, width, 3]
+        where the images have one size, so that the views can be made on the device;
+        else of dicts of two such batches, `teacher` and `student`, each a random
+        resized crop and flip of its own, since only crops can be batched.
     """
-    steps_per_epoch = len(images) // batch_size
+    share = batch_size // workers
     if images.same_size:
-        indices = shuffled_indices(len(images), batch_size, seed, first_step, last_step)
+        indices = shuffled_indices(
+            len(images), batch_size, seed, first_step, last_step, worker, workers
+        )
         return indices.map(images.read, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
     crop = views.RandomResizedCropAndFlip(size)
+    steps_per_epoch = len(images) // batch_size
+
+    def step_and_place(example):
+        """Of the examples of this worker, counted from the start of the run."""
+        return example // share, worker * share + example % share
 
     def crops(image, example):
-        """Both crops; `example` counts from the first example of the run."""
-        step, place = example // batch_size, example % batch_size
+        step, place = step_and_place(example)
         image = tf.cast(image, tf.float32)[tf.newaxis] / 255
         pair = {}
         for index, name in enumerate(("teacher", "student")):
@@ -363,29 +383,37 @@ def training_batches(images, batch_size, seed, first_step, last_step, size=None)
         return pair
 
     def read_and_crop(example):
-        epoch, place = example // per_epoch, example % per_epoch
-        return crops(images.read(_shuffled(place, seed, epoch, len(images))), example)
+        step, place = step_and_place(example)
+        place += step % steps_per_epoch * batch_size
+        index = _shuffled(place, seed, step // steps_per_epoch, len(images))
+        return crops(images.read(index), example)
 
-    per_epoch = steps_per_epoch * batch_size
-    first, last = first_step * batch_size, last_step * batch_size
+    first, last = first_step * share, last_step * share
     if isinstance(images, StreamedImages):
-        examples = _streamed_examples(images, seed, per_epoch, first, last)
+        examples = _streamed_examples(
+            images, seed, steps_per_epoch * share, first, last, worker, workers
+        )
         examples = examples.map(crops, tf.data.AUTOTUNE)
     else:
         examples = tf.data.Dataset.range(first, last)
         examples = examples.map(read_and_crop, tf.data.AUTOTUNE)
-    batches = examples.batch(batch_size, drop_remainder=True)
+    batches = examples.batch(share, drop_remainder=True)
     return batches.prefetch(tf.data.AUTOTUNE)
 
 
-def shuffled_indices(count, batch_size, seed, first_step, last_step):
-    """Which examples each step takes of `count`, a dataset of int64 [batch_size]."""
-    steps_per_epoch = count // batch_size
+def shuffled_indices(
+    count, batch_size, seed, first_step, last_step, worker=0, workers=1
+):
+    """Which of `count` examples each step takes: a dataset of int64 vectors.
+
+    Args and order as in `training_batches`.
+    """
+    steps_per_epoch, share = count // batch_size, batch_size // workers
+    places = worker * share + tf.range(share, dtype=tf.int64)
 
     def indices(step):
-        first = (step % steps_per_epoch) * batch_size
-        places = first + tf.range(batch_size, dtype=tf.int64)
-        return _shuffled(places, seed, step // steps_per_epoch, count)
+        first = step % steps_per_epoch * batch_size
+        return _shuffled(first + places, seed, step // steps_per_epoch, count)
 
     return tf.data.Dataset.range(first_step, last_step).map(indices)
 
@@ -408,14 +436,15 @@ def _shuffled(place, seed, epoch, count):
     )
 
 
-def _streamed_examples(images, seed, per_epoch, first, last):
+def _streamed_examples(images, seed, per_epoch, first, last, worker, workers):
     """Pairs of image and example number; what lies before `first` is read past."""
     examples = None
     for epoch in range(first // per_epoch, -(-last // per_epoch)):
         start = epoch * per_epoch
         numbers = tf.data.Dataset.range(start, min(start + per_epoch, last))
-        part = tf.data.Dataset.zip(images.epoch(seed, epoch), numbers)
-        part = part.skip(max(first - start, 0))
+        # Workers' files can differ in length; the shorter begin again.
+        source = images.epoch(seed, epoch, worker, workers).repeat()
+        part = tf.data.Dataset.zip(source, numbers).skip(max(first - start, 0))
         examples = part if examples is None else examples.concatenate(part)
     return examples
 

@@ -216,6 +216,22 @@ class ReSSL(keras.Model):
     def metrics(self):
         return self.trackers
 
+    def save_own_variables(self, store):
+        """Keeps the metrics of an unfinished epoch, which Keras leaves out."""
+        super().save_own_variables(store)
+        for tracker in self.trackers:
+            for variable in tracker.variables:
+                copies = self.distribute_strategy.experimental_local_results(
+                    variable.value
+                )
+                name = f"{tracker.name}_{variable.name}"
+                store[name] = sum(copy.numpy() for copy in copies)
+
+    def load_own_variables(self, store):
+        for tracker in self.trackers:
+            for variable in tracker.variables:
+                variable.assign(store[f"{tracker.name}_{variable.name}"][()])
+
     def get_config(self):
         serialize = keras.saving.serialize_keras_object
         return {

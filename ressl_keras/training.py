@@ -1,15 +1,16 @@
 """A run: from a data set and a work directory to an encoder."""
 
 import contextlib
+import functools
 import itertools
 import os
 
 import keras
 import tensorflow as tf
 
-from ressl_keras import checkpoints, export, views
+from ressl_keras import checkpoints, distribution, export, views
 from ressl_keras.backbones import build_backbone, build_projector
-from ressl_keras.callbacks import KNNMonitor, MetricsTable, Throughput
+from ressl_keras.callbacks import ContinuedEpoch, KNNMonitor, MetricsTable, Throughput
 from ressl_keras.data import training_batches
 from ressl_keras.errors import UsageError
 from ressl_keras.model import ReSSL
@@ -40,9 +41,11 @@ def pretrain(
     knn_every=5,
     checkpoint_every=500,
     keep_checkpoints=2,
+    batch_norm="per_replica",
     precision="float32",
     jit_compile=None,
     seed=0,
+    strategy=None,
     verbose="auto",
     progress=print,
 ):
@@ -74,25 +77,41 @@ def pretrain(
             0 never looks.
         checkpoint_every: steps between two checkpoints.
         keep_checkpoints: checkpoints kept.
+        batch_norm: what a batch norm takes its statistics from: the images of its
+            replica, `per_replica`, or the global batch, `synchronized`.
         precision: Keras dtype policy of the networks: `float32`, `mixed_bfloat16` or
             `mixed_float16`. Relations, queue and loss stay in float32.
-        jit_compile: whether to compile the step with XLA; None does so on a GPU.
+        jit_compile: whether to compile the step with XLA; None does so on one GPU.
         seed: integer seed of weights, order and views.
+        strategy: `tf.distribute.Strategy` to compute with; None takes the current one.
         verbose: as in `keras.Model.fit`.
         progress: called with a line of text now and then.
 
     Returns:
-        Path of the encoder's file.
+        Path of the encoder's file. Of several workers the chief alone writes it.
 
     Raises:
         UsageError: if something that was asked for is impossible; before any training.
+        checkpoints.Stopped: if a signal asked the run to stop; its state is saved.
     """
+    strategy = strategy or tf.distribute.get_strategy()
+    replicas = strategy.num_replicas_in_sync
+    chief = distribution.is_chief(strategy)
     if epochs < 1 or batch_size < 1:
         raise UsageError(f"Nothing to do: epochs={epochs}, batch_size={batch_size}.")
     if batch_size > len(dataset.pretrain):
         raise UsageError(
             f"The batch of {batch_size} is larger than the data set of "
             f"{len(dataset.pretrain)}."
+        )
+    if batch_size % replicas:
+        raise UsageError(
+            f"The batch of {batch_size} cannot be shared out to {replicas} replicas "
+            "in equal parts."
+        )
+    if batch_norm not in ("per_replica", "synchronized"):
+        raise UsageError(
+            f"batch_norm is per_replica or synchronized; got '{batch_norm}'."
         )
     if queue_size < batch_size:
         raise UsageError(
@@ -107,38 +126,51 @@ def pretrain(
         steps_per_epoch = min(steps_per_epoch, total_steps)
     prepare_workdir(workdir)
 
-    keras.utils.set_random_seed(seed)
-    with _dtype_policy(precision):
-        network = build_backbone(backbone, (image_size, image_size, 3), width=width)
-        projector = build_projector(network.output_shape[-1], hidden_dim, embedding_dim)
-        teacher_view, student_view = _device_views(
-            dataset.pretrain.same_size, image_size
-        )
-    model = ReSSL(
-        network,
-        projector,
-        teacher_view,
-        student_view,
-        queue_size=queue_size,
-        momentum=momentum,
-        student_temperature=student_temperature,
-        teacher_temperature=teacher_temperature,
-        info_nce_steps=round(info_nce_epochs * steps_per_epoch),
-        info_nce_temperature=info_nce_temperature,
-        seed=seed,
-    )
     if jit_compile is None:
-        # On a CPU the step compiled by XLA is no faster, and compiling takes longer.
-        jit_compile = bool(tf.config.list_physical_devices("GPU"))
+        # On a CPU the step compiled by XLA is no faster, and compiling takes longer;
+        # on several devices it fails (it cannot reach the other devices' variables).
+        jit_compile = replicas == 1 and bool(tf.config.list_physical_devices("GPU"))
     warmup_steps = min(round(warmup_epochs * steps_per_epoch), total_steps - 1)
     peak = learning_rate * batch_size / 256
-    model.compile(
-        SGD(warmup_cosine(peak, total_steps, warmup_steps), l2=weight_decay),
-        jit_compile=jit_compile,
-    )
+
+    keras.utils.set_random_seed(seed)
+    with strategy.scope(), _dtype_policy(precision):
+        network = build_backbone(
+            backbone,
+            (image_size, image_size, 3),
+            width=width,
+            synchronized=batch_norm == "synchronized",
+        )
+        model = ReSSL(
+            network,
+            build_projector(network.output_shape[-1], hidden_dim, embedding_dim),
+            *_device_views(dataset.pretrain.same_size, image_size),
+            queue_size=queue_size,
+            momentum=momentum,
+            student_temperature=student_temperature,
+            teacher_temperature=teacher_temperature,
+            info_nce_steps=round(info_nce_epochs * steps_per_epoch),
+            info_nce_temperature=info_nce_temperature,
+            seed=seed,
+        )
+        model.compile(
+            SGD(warmup_cosine(peak, total_steps, warmup_steps), l2=weight_decay),
+            jit_compile=jit_compile,
+        )
+        model.optimizer.build(model.trainable_variables)
+        # Shares the weights in training, so it is always the encoder of the moment.
+        encoder = keras.Sequential(
+            [keras.Input(network.input_shape[1:]), views.View([]), network]
+        )
 
     folder = os.path.join(workdir, "checkpoints")
     first_step = checkpoints.restore(model, folder)
+    steps = distribution.agree(strategy, first_step)
+    if len(steps) > 1:
+        raise UsageError(
+            f"The workers would go on from different steps, {steps}; --workdir must be "
+            "one folder that all of them see."
+        )
     parameters = network.count_params() / 1e6
     progress(
         f"{dataset.name}: {len(dataset.pretrain)} images of {image_size} pixels; "
@@ -146,44 +178,53 @@ def pretrain(
         f"{batch_size}, {steps_per_epoch} an epoch."
     )
     last_epoch = -(-total_steps // steps_per_epoch)
-    callbacks = [Throughput(batch_size)]
-    monitor = None
-    if dataset.labelled and knn_every:
-        # Shares the weights in training, so it is always the encoder of the moment.
-        encoder = keras.Sequential(
-            [keras.Input(network.input_shape[1:]), views.View([]), network]
-        )
-        monitor = KNNMonitor(
-            encoder, dataset.train, dataset.test, knn_every, last_epoch
-        )
-        callbacks.append(monitor)
     metrics_path = os.path.join(workdir, "metrics.csv")
-    callbacks += [
-        MetricsTable(metrics_path),
-        keras.callbacks.TensorBoard(
-            os.path.join(workdir, "tensorboard"), write_graph=False
-        ),
-        checkpoints.Checkpoints(folder, checkpoint_every, keep_checkpoints),
-    ]
+    callbacks = [Throughput(batch_size)]
+    if first_step % steps_per_epoch:
+        callbacks.append(ContinuedEpoch(model.metrics))
     if first_step:
         progress(f"Going on at step {first_step} of {total_steps}.")
-    elif monitor:
-        progress(f"kNN of the untrained encoder: {monitor.measure():.2f} %")
+    if chief:
+        if dataset.labelled and knn_every:
+            monitor = KNNMonitor(
+                encoder, dataset.train, dataset.test, knn_every, last_epoch
+            )
+            callbacks.append(monitor)
+            if not first_step:
+                progress(f"kNN of the untrained encoder: {monitor.measure():.2f} %")
+        callbacks += [
+            MetricsTable(metrics_path),
+            keras.callbacks.TensorBoard(
+                os.path.join(workdir, "tensorboard"), write_graph=False
+            ),
+            checkpoints.Checkpoints(
+                folder, checkpoint_every, keep_checkpoints, steps_per_epoch
+            ),
+        ]
     for first, last in _segments(first_step, total_steps, steps_per_epoch):
         steps = min(steps_per_epoch, last - first)
-        batches = training_batches(
-            dataset.pretrain, batch_size, seed, first, last, image_size
-        )
         epoch = first // steps_per_epoch
-        model.fit(
-            batches,
+        distribution.fit(
+            model,
+            functools.partial(
+                training_batches,
+                dataset.pretrain,
+                batch_size,
+                seed,
+                first,
+                last,
+                image_size,
+            ),
+            strategy=strategy,
             initial_epoch=epoch,
             epochs=epoch + (last - first) // steps,
             steps_per_epoch=steps,
-            shuffle=False,  # the batches come in their order
             callbacks=callbacks,
-            verbose=verbose,
+            verbose=verbose if chief else 0,
         )
+    path = os.path.join(workdir, export.ENCODER_FILE)
+    if not chief:
+        return path
 
     description = {
         "method": "ressl",

@@ -15,10 +15,10 @@ import tensorflow as tf
 ROOT = pathlib.Path(__file__).parents[1]
 SHARED = pathlib.Path(os.environ.get("RESSL_SHARED", ROOT.parent / "shared"))
 
-# Two devices, so that distribution can be tested on any machine.
+# Four devices, so that distribution can be tested on any machine.
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0],
-    [tf.config.LogicalDeviceConfiguration()] * 2,
+    [tf.config.LogicalDeviceConfiguration()] * 4,
 )
 
 

@@ -1,0 +1,190 @@
+"""Where a run computes: one device, all devices of a machine, or several machines."""
+
+import json
+import os
+
+import keras
+import tensorflow as tf
+
+from ressl_keras.errors import UsageError
+
+STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker")
+
+
+def make_strategy(name="auto", devices=0):
+    """Chooses the devices; call it before TensorFlow has done anything else.
+
+    Args:
+        name: `one_device`; `mirrored`, devices of this machine; `multi_worker`, the
+            machines that the environment variable TF_CONFIG names; or `auto`, several
+            machines where TF_CONFIG names them, else all GPUs of this one.
+        devices: how many GPUs to use, 0 for all. Without a GPU, into how many logical
+            devices to divide the CPU, which is of use to try distribution out.
+
+    Returns:
+        A `tf.distribute.Strategy`.
+
+    Raises:
+        UsageError: if the name is unknown, or the devices or machines are not there.
+    """
+    if name not in STRATEGIES:
+        raise UsageError(f"Unknown strategy '{name}'; known are {STRATEGIES}.")
+    workers = worker_count()
+    if name == "auto":
+        name = "multi_worker" if workers > 1 else "mirrored"
+    if name == "multi_worker":
+        if workers == 0:
+            raise UsageError(
+                "--strategy=multi_worker needs TF_CONFIG to name the machines, see "
+                "docs/distributed.md."
+            )
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    if name == "one_device":
+        return tf.distribute.get_strategy()
+    kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
+    if kind == "CPU" and devices > 1:
+        tf.config.set_logical_device_configuration(
+            tf.config.list_physical_devices("CPU")[0],
+            [tf.config.LogicalDeviceConfiguration()] * devices,
+        )
+    there = tf.config.list_logical_devices(kind)
+    if devices > len(there):
+        raise UsageError(
+            f"--devices={devices}, but this machine has {len(there)} {kind}."
+        )
+    chosen = [device.name for device in there[: devices or len(there)]]
+    if len(chosen) == 1:
+        # The plain strategy: no overhead, and XLA works.
+        return tf.distribute.get_strategy()
+    return tf.distribute.MirroredStrategy(chosen)
+
+
+def worker_count():
+    """How many workers TF_CONFIG names; 0 without it.
+
+    Raises:
+        UsageError: if TF_CONFIG is no JSON with a cluster of workers.
+    """
+    text = os.environ.get("TF_CONFIG")
+    if not text:
+        return 0
+    try:
+        return len(json.loads(text)["cluster"]["worker"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            'TF_CONFIG is not of the form {"cluster": {"worker": ["host:port", ...]}, '
+            f'"task": {{"type": "worker", "index": 0}}}}: {text}'
+        ) from error
+
+
+def several_workers(strategy):
+    """Whether the strategy spans several processes."""
+    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+
+
+def is_chief(strategy):
+    """Whether this process is the one that writes files."""
+    if not several_workers(strategy):
+        return True
+    return strategy.cluster_resolver.task_id == 0
+
+
+def agree(strategy, number):
+    """Waits for all workers and compares a number of theirs.
+
+    Args:
+        strategy: the strategy of the run.
+        number: integer of this worker.
+
+    Returns:
+        Sorted list of the different numbers; one if all agree.
+    """
+    if not several_workers(strategy):
+        return [number]
+
+    @tf.function
+    def gather():
+        return strategy.gather(strategy.run(lambda: tf.constant([number])), axis=0)
+
+    return sorted(set(gather().numpy().tolist()))
+
+
+def fit(
+    model,
+    batches,
+    *,
+    strategy,
+    initial_epoch,
+    epochs,
+    steps_per_epoch,
+    callbacks,
+    verbose,
+):
+    """`model.fit` for the needs of a run, also on several machines.
+
+    On one machine it is `keras.Model.fit`. On several, Keras 3.15's own fails: it
+    averages a nest of per-replica values before the first step, and again after each.
+    There this loop calls the same `train_step` and the same callbacks.
+
+    Args:
+        model: compiled `keras.Model`, made in the scope of the strategy.
+        batches: callable from (worker, workers) to a dataset of that worker's share
+            of the global batches.
+        strategy: the strategy of the run.
+        initial_epoch: number of the first epoch.
+        epochs: number of the epoch to end before.
+        steps_per_epoch: steps of an epoch.
+        callbacks: list of Keras callbacks; on workers other than the chief none that
+            writes.
+        verbose: as in `keras.Model.fit`.
+    """
+    if not several_workers(strategy):
+        model.fit(
+            batches(0, 1),
+            initial_epoch=initial_epoch,
+            epochs=epochs,
+            steps_per_epoch=steps_per_epoch,
+            shuffle=False,  # the batches come in their order
+            callbacks=callbacks,
+            verbose=verbose,
+        )
+        return
+
+    def share(context):
+        workers = context.num_input_pipelines
+        replicas = context.num_replicas_in_sync // workers
+        dataset = batches(context.input_pipeline_id, workers)
+        return dataset if replicas == 1 else _split_batches(dataset, replicas)
+
+    @tf.function
+    def step(iterator):
+        strategy.run(model.train_step, args=(next(iterator),))
+
+    iterator = iter(strategy.distribute_datasets_from_function(share))
+    listeners = keras.callbacks.CallbackList(
+        callbacks,
+        add_progbar=verbose != 0,
+        model=model,
+        verbose=verbose,
+        epochs=epochs,
+        steps=steps_per_epoch,
+    )
+    listeners.on_train_begin()
+    for epoch in range(initial_epoch, epochs):
+        model.reset_metrics()
+        listeners.on_epoch_begin(epoch)
+        for batch in range(steps_per_epoch):
+            listeners.on_train_batch_begin(batch)
+            step(iterator)
+            # Reading a metric asks all workers: once an epoch, not every step.
+            listeners.on_train_batch_end(batch, {})
+        logs = model.get_metrics_result()
+        logs["learning_rate"] = model.optimizer.learning_rate
+        listeners.on_epoch_end(epoch, logs)
+    listeners.on_train_end(logs)
+
+
+def _split_batches(dataset, parts):
+    """Each batch of a worker in equal parts, one for each of its replicas."""
+    first = tf.nest.flatten(dataset.element_spec)[0]
+    return dataset.rebatch(first.shape[0] // parts)

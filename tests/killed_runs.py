@@ -1,0 +1,107 @@
+"""Program of test_checkpoints: one run undisturbed, and one killed ten times.
+
+Children are forked from a process that has imported TensorFlow but not started it,
+which saves most of a start.
+"""
+
+import os
+import pathlib
+import random
+import signal
+import sys
+import time
+
+os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+import keras
+import tensorflow as tf
+
+from ressl_keras import callbacks, checkpoints, data, shapes, training
+
+STEPS_AFTER_WHICH_TO_KILL = 11
+
+
+def build_backbone(name, input_shape, **options):
+    """One convolution and one batch norm, which are quick to trace."""
+    images = keras.Input(input_shape)
+    x = keras.layers.Conv2D(4, 3, use_bias=False)(images)
+    x = keras.layers.BatchNormalization(momentum=0.9)(x)
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.ReLU()(x))
+    return keras.Model(images, x)
+
+
+def run(folder, report=None, die_while_writing=False):
+    tf.config.experimental.enable_op_determinism()
+    training.build_backbone = build_backbone
+    if report is not None:
+        begin = callbacks.Throughput.on_train_batch_begin
+
+        def on_train_batch_begin(self, batch, logs=None):
+            os.write(report, b".")
+            begin(self, batch, logs)
+
+        callbacks.Throughput.on_train_batch_begin = on_train_batch_begin
+    if die_while_writing:
+
+        def half_written(path):
+            with open(path, "r+b") as file:
+                file.truncate(os.path.getsize(path) // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        checkpoints._checksum = half_written
+    images = data.ArrayImages(*shapes.render(80, 0, size=8))
+    training.pretrain(
+        data.Dataset("shapes", images),
+        folder,
+        hidden_dim=16,
+        embedding_dim=8,
+        queue_size=20,
+        epochs=40,
+        warmup_epochs=1,
+        batch_size=16,
+        checkpoint_every=3,
+        knn_every=0,
+        verbose=0,
+    )
+
+
+def child(*arguments):
+    """Forks a run; returns its process."""
+    process = os.fork()
+    if process == 0:
+        status = 1
+        try:
+            run(*arguments)
+            status = 0
+        finally:
+            os._exit(status)
+    return process
+
+
+def main(folder):
+    moments = random.Random(0)
+    killed = os.path.join(folder, "killed")
+    for attempt in range(10):
+        source, sink = os.pipe()
+        process = child(killed, sink, attempt == 5)
+        os.close(sink)
+        for _ in range(STEPS_AFTER_WHICH_TO_KILL):
+            if not os.read(source, 1):
+                break
+        else:
+            time.sleep(moments.uniform(0, 0.05))
+            os.kill(process, signal.SIGKILL)
+        _, status = os.waitpid(process, 0)
+        os.close(source)
+        if not os.WIFSIGNALED(status):
+            sys.exit(f"attempt {attempt} ended by itself, status {status}")
+    for name in ("killed", "undisturbed"):
+        _, status = os.waitpid(child(os.path.join(folder, name)), 0)
+        if status:
+            sys.exit(f"the run in {name} failed, status {status}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
