@@ -118,7 +118,7 @@ class MetricsTable(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         step = int(self.model.optimizer.iterations.numpy())
         row = {"epoch": epoch + 1, "step": step}
-        row |= {name: f"{value:.6g}" for name, value in logs.items()}
+        row |= {name: f"{value:.8g}" for name, value in logs.items()}
         rows = [old for old in self.read(self.path) if int(old["epoch"]) <= epoch]
         names = {name: None for old in [*rows, row] for name in old}
         columns = dict.fromkeys([*self.first_columns, *names])

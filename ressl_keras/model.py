@@ -206,7 +206,7 @@ class ReSSL(keras.Model):
             losses.entropy(teacher_logits),
             losses.entropy(student_logits),
             tf.cast(same, tf.float32),
-            tf.math.reduce_std(student, axis=0),
+            tf.fill(tf.shape(loss), _global_std(student)),
         )
         for tracker, value in zip(self.trackers, values):
             tracker.update_state(value)
@@ -274,3 +274,15 @@ def _gather_replicas(embeddings):
     gathered = context.all_gather(embeddings, axis=0)  # loses the static shape
     total = batch and batch * context.num_replicas_in_sync
     return tf.ensure_shape(gathered, [total, dim])
+
+
+def _global_std(embeddings):
+    """Standard deviation over the global batch, averaged over the dimensions."""
+    context = tf.distribute.get_replica_context()
+    if context.num_replicas_in_sync == 1:
+        return tf.reduce_mean(tf.math.reduce_std(embeddings, axis=0))
+    moments = tf.stack(
+        [tf.reduce_mean(embeddings, axis=0), tf.reduce_mean(embeddings**2, axis=0)]
+    )
+    mean, square = tf.unstack(context.all_reduce(tf.distribute.ReduceOp.MEAN, moments))
+    return tf.reduce_mean(tf.sqrt(tf.maximum(square - mean**2, 0)))

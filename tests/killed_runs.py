@@ -15,26 +15,17 @@ os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-import keras
 import tensorflow as tf
+import tiny
 
 from ressl_keras import callbacks, checkpoints, data, shapes, training
 
 STEPS_AFTER_WHICH_TO_KILL = 11
 
 
-def build_backbone(name, input_shape, **options):
-    """One convolution and one batch norm, which are quick to trace."""
-    images = keras.Input(input_shape)
-    x = keras.layers.Conv2D(4, 3, use_bias=False)(images)
-    x = keras.layers.BatchNormalization(momentum=0.9)(x)
-    x = keras.layers.GlobalAveragePooling2D()(keras.layers.ReLU()(x))
-    return keras.Model(images, x)
-
-
 def run(folder, report=None, die_while_writing=False):
     tf.config.experimental.enable_op_determinism()
-    training.build_backbone = build_backbone
+    training.build_backbone = tiny.build_backbone
     if report is not None:
         begin = callbacks.Throughput.on_train_batch_begin
 

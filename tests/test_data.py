@@ -56,6 +56,21 @@ def test_orders_of_neighbouring_epochs_and_seeds_are_unrelated():
     assert np.abs(neighbours).max() < 5 / np.sqrt(20000)
 
 
+@pytest.mark.parametrize("workers", [2, 3])
+def test_workers_read_their_shares_of_the_same_global_batches(workers):
+    whole = order(numbered(40), 12, 3, 2, 8)
+    shares = [
+        [
+            batch.numpy()[:, 0, 0, 0]
+            for batch in data.training_batches(
+                numbered(40), 12, 3, 2, 8, worker=worker, workers=workers
+            )
+        ]
+        for worker in range(workers)
+    ]
+    np.testing.assert_array_equal(np.concatenate(shares, axis=1), whole)
+
+
 @pytest.fixture
 def folder(tmp_path, random):
     """Twenty images of several sizes and formats in two classes, and two bad files."""
@@ -118,6 +133,19 @@ def test_images_of_several_sizes_become_two_crops_fixed_by_the_step(folder):
     later = list(data.training_batches(images, 6, 0, 2, 4, size=16))
     for one, other in zip(batches[2:], later):
         np.testing.assert_array_equal(one["student"], other["student"])
+
+
+def test_workers_crop_their_shares_as_one_would(folder):
+    images = data.load("folder", str(folder)).pretrain
+    whole = list(data.training_batches(images, 6, 0, 1, 4, size=16))
+    shares = [
+        list(data.training_batches(images, 6, 0, 1, 4, 16, worker, 2))
+        for worker in range(2)
+    ]
+    for batch, one, other in zip(whole, *shares):
+        for name in ("teacher", "student"):
+            both = np.concatenate([one[name], other[name]])
+            np.testing.assert_array_equal(both, batch[name])
 
 
 def test_crops_while_reading_are_the_crops_of_the_view_layer(folder):
@@ -204,6 +232,17 @@ def test_tfds_data_sets_too_large_for_memory_are_streamed(shared):
     assert batches[0].shape == (16, 32, 32, 3)
     again = data.training_batches(images, 16, 0, 2, 3, size=32)
     np.testing.assert_array_equal(next(iter(again))["student"], batches[2])
+
+
+def test_workers_share_out_a_streamed_data_set(shared):
+    """Too few files here, so by record: no image is seen by two workers."""
+    images = data.load("cifar10", str(shared("tfds")), memory_limit=10**6).pretrain
+    images.shuffle_buffer = 64
+    seen = [
+        {image.numpy().tobytes() for image in images.epoch(0, 0, worker, 2).take(300)}
+        for worker in range(2)
+    ]
+    assert len(seen[0]) == len(seen[1]) == 300 and not seen[0] & seen[1]
 
 
 def test_shapes_are_fixed_by_their_seed_and_balanced():

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import tiny
 
 from ressl_keras import SGD, ReSSL, UsageError, build_projector, views
 
@@ -20,12 +21,8 @@ LOGS = {
 def make(queue_size=20, synchronized=False, **options):
     """A model with one convolution and one batch norm, compiled."""
     keras.utils.set_random_seed(0)
-    images = keras.Input([8, 8, 3])
-    x = keras.layers.Conv2D(4, 3, padding="same", use_bias=False)(images)
-    x = keras.layers.BatchNormalization(momentum=0.9, synchronized=synchronized)(x)
-    x = keras.layers.GlobalAveragePooling2D()(keras.layers.ReLU()(x))
     model = ReSSL(
-        keras.Model(images, x),
+        tiny.build_backbone(synchronized=synchronized),
         build_projector(4, 16, 6),
         views.weak_view(8),
         views.strong_view(8),
@@ -33,7 +30,7 @@ def make(queue_size=20, synchronized=False, **options):
         momentum=0.9,
         **options,
     )
-    model.compile(SGD(0.1, l2=1e-3), jit_compile=False)
+    model.compile(SGD(0.03, l2=1e-3), jit_compile=False)
     return model
 
 
@@ -55,7 +52,7 @@ def test_fit_reports_what_there_is_to_watch(random):
     history = fit(model, batches(random, 3))
     assert set(history) == LOGS
     assert np.all(np.isfinite(list(history.values())))
-    assert history["learning_rate"] == [pytest.approx(0.1)]
+    assert history["learning_rate"] == [pytest.approx(0.03)]
     assert 0 < history["teacher_entropy"][0] < np.log(20)
 
 
@@ -249,19 +246,3 @@ def test_a_model_called_on_images_embeds_them(random):
 def test_impossible_settings_are_refused(options, message):
     with pytest.raises(UsageError, match=message):
         make(**options)
-
-
-def test_two_replicas_learn_what_one_learns(random):
-    """Same global batch, synchronised batch norm: same losses, weights and queue."""
-    dataset = batches(random, 4)
-    single = make(synchronized=True)
-    expected = fit(single, dataset)
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    with strategy.scope():
-        model = make(synchronized=True)
-    history = fit(model, dataset)
-    np.testing.assert_allclose(history["loss"], expected["loss"], atol=1e-5)
-    for one, other in zip(model.variables, single.variables):
-        np.testing.assert_allclose(one.numpy(), other.numpy(), rtol=1e-5, atol=1e-5)
-    copies = strategy.experimental_local_results(model.queue._features.value)
-    np.testing.assert_array_equal(*[copy.numpy() for copy in copies])

@@ -1,0 +1,192 @@
+"""Several devices and several processes against one.
+
+In processes of their own, since TensorFlow takes one strategy's devices for good. The
+table of docs/distributed.md: python -m pytest tests/test_distribution.py -s
+"""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import ROOT
+from test_checkpoints import arrays
+
+from ressl_keras import UsageError, data, distribution, shapes, training
+from ressl_keras.callbacks import MetricsTable
+
+PROGRAM = pathlib.Path(__file__).parent / "workers.py"
+
+
+def free_ports(count):
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+def start(command, workers=0):
+    """Starts one process, or one for each worker of a cluster on this machine."""
+    if not workers:
+        return [subprocess.Popen(command)]
+    cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(workers)]}
+    processes = []
+    for index in range(workers):
+        task = {"cluster": cluster, "task": {"type": "worker", "index": index}}
+        environment = {
+            **os.environ,
+            "TF_CONFIG": json.dumps(task),
+            "WORKER": str(index),
+            "CUDA_VISIBLE_DEVICES": "",
+        }
+        processes.append(
+            subprocess.Popen(
+                command,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    return processes
+
+
+def run(folder, strategy="one_device", devices=1, workers=0, stop=20):
+    command = [sys.executable, PROGRAM, folder, strategy, str(devices), str(stop)]
+    for process in start(command, workers):
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors
+    return arrays(folder / "checkpoints")
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory):
+    """The folder of a run on one device, and what it leaves."""
+    folder = tmp_path_factory.mktemp("single")
+    return folder, run(folder)
+
+
+def metrics(folder):
+    """The one row of the table."""
+    (row,) = MetricsTable.read(folder / "metrics.csv")
+    return row
+
+
+@pytest.mark.parametrize(
+    "kind, options",
+    [
+        ("2 devices", {"strategy": "mirrored", "devices": 2}),
+        ("4 devices", {"strategy": "mirrored", "devices": 4}),
+        ("2 processes", {"strategy": "multi_worker", "workers": 2}),
+        ("3 processes", {"strategy": "auto", "workers": 3}),
+    ],
+)
+def test_spread_out_a_run_learns_what_it_learns_on_one_device(
+    kind, options, single, tmp_path
+):
+    """Losses, weights and queue after twenty steps; the queue's copies bit by bit."""
+    folder, single = single
+    spread = run(tmp_path, **options)
+    assert set(spread) == set(single)
+    largest = {"loss": 0.0, "weights": 0.0, "queue": 0.0}
+    for name, array in single.items():
+        if name.endswith(("_total", "_count")):
+            continue  # metrics: of several processes the chief keeps its own share
+        part = "queue" if "queue" in name else "weights"
+        difference = float(np.abs(spread[name] - array).max())
+        largest[part] = max(largest[part], difference)
+    for name in ("loss", "teacher_entropy", "embedding_std"):
+        difference = abs(float(metrics(tmp_path)[name]) - float(metrics(folder)[name]))
+        largest["loss"] = max(largest["loss"], difference)
+    copies = [np.load(path) for path in sorted(tmp_path.glob("queue-*.npy"))]
+    copies = np.concatenate(copies)
+    print(f"{kind}: {len(copies)} copies of the queue, largest differences {largest}")
+    assert len(copies) == (options.get("workers") or options["devices"])
+    for copy in copies[1:]:
+        np.testing.assert_array_equal(copy, copies[0])
+    assert max(largest.values()) <= 1e-5
+
+
+def test_a_run_goes_on_with_another_number_of_replicas(single, tmp_path):
+    """Ten steps on two devices, then ten on one: as twenty on one."""
+    folder, single = single
+    run(tmp_path, "mirrored", 2, stop=10)
+    resumed = run(tmp_path)
+    for name, array in single.items():
+        np.testing.assert_allclose(
+            resumed[name], array, rtol=1e-5, atol=1e-5, err_msg=name
+        )
+    for name in ("loss", "teacher_entropy", "embedding_std"):
+        one, other = metrics(tmp_path)[name], metrics(folder)[name]
+        assert abs(float(one) - float(other)) <= 1e-5
+
+
+def test_a_lost_worker_stops_the_others_with_a_clear_line(tmp_path):
+    """Within two minutes; started again, the run goes on from the last checkpoint."""
+    command = [
+        sys.executable,
+        ROOT / "train.py",
+        f"--workdir={tmp_path}",
+        "--dataset=shapes",
+        "--backbone=resnet10_small",
+        "--width=4",
+        "--batch_size=64",
+        "--queue_size=128",
+        "--checkpoint_every=5",
+        "--knn_every=0",
+        "--noevaluate",
+    ]
+    chief, other = start([*command, "--epochs=1000"], workers=2)
+    while not list(tmp_path.glob("checkpoints/step-*")):
+        assert chief.poll() is None, chief.communicate()
+        time.sleep(0.5)
+    other.send_signal(signal.SIGKILL)
+    lost = time.monotonic()
+    _, errors = chief.communicate(timeout=120)
+    other.communicate()
+    print(f"the chief stopped {time.monotonic() - lost:.0f} s after the loss")
+    assert chief.returncode == 1
+    lines = [line for line in errors.split("\n") if line.startswith("train.py: error")]
+    assert len(lines) == 1 and "Another worker was lost" in lines[0]
+    assert "Traceback" not in errors
+    steps = max(path.name for path in tmp_path.glob("checkpoints/step-*"))[5:14]
+    again = subprocess.run(
+        [*command, "--epochs=1000", f"--max_steps={int(steps) + 2}"],
+        capture_output=True,
+        text=True,
+    )
+    assert f"Going on at step {int(steps)} of" in again.stdout, again.stderr
+
+
+@pytest.mark.parametrize(
+    "text", ["no json", "{}", '{"cluster": {}}', '{"cluster": 3}', "[1]"]
+)
+def test_a_malformed_tf_config_is_one_clear_line(text, monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", text)
+    with pytest.raises(UsageError, match="TF_CONFIG is not of the form"):
+        distribution.make_strategy("auto")
+
+
+def test_what_is_not_there_is_refused(monkeypatch):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    with pytest.raises(UsageError, match="needs TF_CONFIG"):
+        distribution.make_strategy("multi_worker")
+    with pytest.raises(UsageError, match="Unknown strategy 'mirorred'"):
+        distribution.make_strategy("mirorred")
+
+
+def test_a_batch_that_the_replicas_cannot_share_is_refused(tmp_path):
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1", "CPU:2"])
+    images = data.ArrayImages(*shapes.render(80, 0, size=8))
+    with pytest.raises(UsageError, match="batch of 16 cannot be shared out to 3"):
+        training.pretrain(
+            data.Dataset("shapes", images), tmp_path, batch_size=16, strategy=strategy
+        )
