@@ -123,7 +123,6 @@ def pretrain(
     total_steps = epochs * steps_per_epoch
     if max_steps:
         total_steps = min(total_steps, max_steps)
-        steps_per_epoch = min(steps_per_epoch, total_steps)
     prepare_workdir(workdir)
 
     if jit_compile is None:
