@@ -236,7 +236,9 @@ def _uniform(seed, images, first, count):
     example do not depend on how the global batch is spread over replicas.
     """
     batch, first = tf.shape(images)[0], tf.cast(first, tf.int32)
-    # Named, because the default algorithm differs from device to device.
+    # Named, because the default algorithm differs from device to device. XLA lays the
+    # same algorithm out differently, so compiled views draw other numbers; there is
+    # one replica then, and `first` is 0.
     return tf.random.stateless_uniform([first + batch, count], seed, alg="philox")[
         first:
     ]

@@ -160,6 +160,20 @@ def test_a_step_can_be_repeated_exactly(random):
     assert fit(make(seed=1), dataset) != histories[0]
 
 
+def test_a_step_compiled_by_xla_learns_the_same(random):
+    """Without views, since XLA draws other numbers from the same seed."""
+    images = random.normal(size=[24, 8, 8, 3]).astype(np.float32)
+    dataset = tf.data.Dataset.from_tensor_slices(images).batch(8)
+    histories = []
+    for compiled in (False, True):
+        model = make()
+        model.teacher_view = model.student_view = None
+        model.compile(SGD(0.03, l2=1e-3), jit_compile=compiled)
+        histories.append(fit(model, dataset))
+    for name, values in histories[0].items():
+        np.testing.assert_allclose(histories[1][name], values, rtol=1e-4)
+
+
 def test_the_two_views_draw_for_themselves(random):
     model = make()
     model.student_view = model.teacher_view
