@@ -179,9 +179,8 @@ def main(argv):
         sys.exit(128 + stopped.signal_number)
     except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
         fail(
-            "Another worker was lost or could not be reached "
-            f"({str(error).strip().splitlines()[-1].strip()}). Start all workers again "
-            "to go on from the last checkpoint."
+            f"Another worker was lost or could not be reached ({type(error).__name__}). "
+            "Start all workers again to go on from the last checkpoint."
         )
 
 
