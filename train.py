@@ -179,7 +179,7 @@ def main(argv):
         sys.exit(128 + stopped.signal_number)
     except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
         fail(
-            f"Another worker was lost or could not be reached ({type(error).__name__}). "
+            f"Another worker was lost or cannot be reached ({type(error).__name__}). "
             "Start all workers again to go on from the last checkpoint."
         )
 

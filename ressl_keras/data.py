@@ -92,7 +92,7 @@ class StreamedImages:
         return self.builder.info.splits[self.split].num_examples
 
     def epoch(self, seed, epoch, worker=0, workers=1):
-        """Decoded images of one epoch, in an order that (seed, epoch) fixes.
+        """Encoded images of one epoch, in an order that (seed, epoch) fixes.
 
         Several workers share out the files or, where these are too few, the records.
         """
@@ -115,8 +115,7 @@ class StreamedImages:
         if workers > 1 and not by_file:
             records = records.shard(workers, worker)
         encoded = records.map(lambda record: record["image"])
-        encoded = encoded.shuffle(self.shuffle_buffer, seed=files_seed)
-        return encoded.map(_decode, tf.data.AUTOTUNE)
+        return encoded.shuffle(self.shuffle_buffer, seed=files_seed)
 
 
 @dataclasses.dataclass
@@ -393,7 +392,9 @@ def training_batches(
         examples = _streamed_examples(
             images, seed, steps_per_epoch * share, first, last, worker, workers
         )
-        examples = examples.map(crops, tf.data.AUTOTUNE)
+        examples = examples.map(
+            lambda encoded, example: crops(_decode(encoded), example), tf.data.AUTOTUNE
+        )
     else:
         examples = tf.data.Dataset.range(first, last)
         examples = examples.map(read_and_crop, tf.data.AUTOTUNE)
@@ -437,7 +438,7 @@ def _shuffled(place, seed, epoch, count):
 
 
 def _streamed_examples(images, seed, per_epoch, first, last, worker, workers):
-    """Pairs of image and example number; what lies before `first` is read past."""
+    """Pairs of encoded image and example number; before `first` nothing is decoded."""
     examples = None
     for epoch in range(first // per_epoch, -(-last // per_epoch)):
         start = epoch * per_epoch

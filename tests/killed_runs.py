@@ -1,4 +1,6 @@
-"""Program of test_checkpoints: one run undisturbed, and one killed ten times.
+"""Program of test_checkpoints: one run undisturbed, and one killed again and again.
+
+  python tests/killed_runs.py FOLDER [KILLS] [EPOCHS]
 
 Children are forked from a process that has imported TensorFlow but not started it,
 which saves most of a start.
@@ -23,7 +25,7 @@ from ressl_keras import callbacks, checkpoints, data, shapes, training
 STEPS_AFTER_WHICH_TO_KILL = 11
 
 
-def run(folder, report=None, die_while_writing=False):
+def run(folder, epochs, report=None, die_while_writing=False):
     tf.config.experimental.enable_op_determinism()
     training.build_backbone = tiny.build_backbone
     if report is not None:
@@ -49,7 +51,7 @@ def run(folder, report=None, die_while_writing=False):
         hidden_dim=16,
         embedding_dim=8,
         queue_size=20,
-        epochs=40,
+        epochs=epochs,
         warmup_epochs=1,
         batch_size=16,
         checkpoint_every=3,
@@ -71,12 +73,13 @@ def child(*arguments):
     return process
 
 
-def main(folder):
+def main(folder, kills=10, epochs=40):
+    kills, epochs = int(kills), int(epochs)
     moments = random.Random(0)
     killed = os.path.join(folder, "killed")
-    for attempt in range(10):
+    for attempt in range(kills):
         source, sink = os.pipe()
-        process = child(killed, sink, attempt == 5)
+        process = child(killed, epochs, sink, attempt == 5)
         os.close(sink)
         for _ in range(STEPS_AFTER_WHICH_TO_KILL):
             if not os.read(source, 1):
@@ -89,10 +92,10 @@ def main(folder):
         if not os.WIFSIGNALED(status):
             sys.exit(f"attempt {attempt} ended by itself, status {status}")
     for name in ("killed", "undisturbed"):
-        _, status = os.waitpid(child(os.path.join(folder, name)), 0)
+        _, status = os.waitpid(child(os.path.join(folder, name), epochs), 0)
         if status:
             sys.exit(f"the run in {name} failed, status {status}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
