@@ -191,7 +191,7 @@ def fail(message):
 
 
 def run():
-    from ressl_keras import data, distribution, evaluation, export, training
+    from ressl_keras import data, distribution, encoders, evaluation, training
 
     # First of all: TensorFlow takes no more devices or machines once it has started.
     strategy = distribution.make_strategy(FLAGS.strategy, FLAGS.devices)
@@ -224,9 +224,9 @@ def run():
     )
     if chief:
         if FLAGS.evaluate and dataset.labelled:
-            results = evaluation.evaluate(export.load_encoder(encoder), dataset)
+            results = evaluation.evaluate(encoders.load_encoder(encoder), dataset)
             output = os.path.join(FLAGS.workdir, "evaluation.json")
-            export.write_json(output, results)
+            encoders.write_json(output, results)
             print(evaluation.table(results))
         print(f"The encoder is {encoder}. To evaluate it:")
         command = ["python", "evaluate.py", f"--encoder={encoder}"]

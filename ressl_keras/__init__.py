@@ -10,6 +10,7 @@ if _keras.backend.backend() != "tensorflow":
 
 from ressl_keras import backbones, losses, views
 from ressl_keras.backbones import build_backbone, build_projector
+from ressl_keras.encoders import encode, load_encoder
 from ressl_keras.errors import UsageError
 from ressl_keras.model import ReSSL
 from ressl_keras.optimizers import SGD, warmup_cosine
@@ -24,6 +25,8 @@ __all__ = [
     "backbones",
     "build_backbone",
     "build_projector",
+    "encode",
+    "load_encoder",
     "losses",
     "views",
     "warmup_cosine",

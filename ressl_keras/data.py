@@ -70,7 +70,7 @@ class EncodedImages:
     def read(self, index):
         """The decoded image at a place, uint8 [height, width, 3], in a graph."""
         source = tf.gather(self.sources, index)
-        return _decode(source if self.in_memory else tf.io.read_file(source))
+        return decode(source if self.in_memory else tf.io.read_file(source))
 
 
 class StreamedImages:
@@ -171,7 +171,11 @@ def load(name, data_dir=None, download=True, check=True, memory_limit=4 * 2**30)
     return _load_tfds(name, data_dir, download, memory_limit)
 
 
-def _decode(encoded):
+def decode(encoded):
+    """An encoded image (JPEG, PNG, GIF, BMP) as uint8 [height, width, 3], in a graph.
+
+    Gray becomes RGB and an alpha channel is dropped.
+    """
     image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
     image.set_shape([None, None, 3])
     return image
@@ -249,7 +253,7 @@ def _readable(paths, classes):
 
     def decodes(path):
         try:
-            _decode(tf.io.read_file(path))
+            decode(tf.io.read_file(path))
         except tf.errors.OpError:
             return False
         return True
@@ -393,7 +397,7 @@ def training_batches(
             images, seed, steps_per_epoch * share, first, last, worker, workers
         )
         examples = examples.map(
-            lambda encoded, example: crops(_decode(encoded), example), tf.data.AUTOTUNE
+            lambda encoded, example: crops(decode(encoded), example), tf.data.AUTOTUNE
         )
     else:
         examples = tf.data.Dataset.range(first, last)
@@ -451,10 +455,7 @@ def _streamed_examples(images, seed, per_epoch, first, last, worker, workers):
 
 
 def evaluation_batches(images, size, batch_size=256, count=None):
-    """Images in their order, each resized and cut to a central square.
-
-    Images that have the size already are left as they are; of others the shorter side
-    becomes 8/7 of it before the cut, 256 for 224 as usual.
+    """Images in their order, each brought to size by `central_square`.
 
     Args:
         images: `ArrayImages` or `EncodedImages`.
@@ -467,7 +468,7 @@ def evaluation_batches(images, size, batch_size=256, count=None):
     """
     dataset = tf.data.Dataset.from_tensor_slices(evaluation_indices(images, count))
     dataset = dataset.map(
-        lambda index: _central_square(images.read(index), size), tf.data.AUTOTUNE
+        lambda index: central_square(images.read(index), size), tf.data.AUTOTUNE
     )
     return dataset.batch(batch_size).prefetch(tf.data.AUTOTUNE)
 
@@ -479,16 +480,31 @@ def evaluation_indices(images, count=None):
     return np.linspace(0, len(images), count, endpoint=False).astype(np.int64)
 
 
-def _central_square(image, size):
+def central_square(image, size):
+    """The middle of an image, at a given size.
+
+    An image that has the size already is left as it is. Of others the shorter side
+    becomes 8/7 of it, bilinear with antialiasing, before the cut: 256 for 224 as usual.
+
+    Args:
+        image: uint8 tensor [height, width, 3].
+        size: side of the result in pixels.
+
+    Returns:
+        uint8 tensor [size, size, 3].
+    """
     if tuple(image.shape[:2]) == (size, size):
         return image
-    height, width = tf.unstack(tf.cast(tf.shape(image)[:2], tf.float32))
-    shorter = tf.cast(round(size * 8 / 7), tf.float32)
-    scale = shorter / tf.minimum(height, width)
-    resized = tf.image.resize(
-        image,
-        tf.cast(tf.round(tf.stack([height, width]) * scale), tf.int32),
-        antialias=True,
-    )
-    square = tf.image.resize_with_crop_or_pad(resized, size, size)
-    return tf.cast(tf.round(tf.clip_by_value(square, 0, 255)), tf.uint8)
+
+    def resized():
+        # Cut to a square first, so that an image of extreme aspect stays small.
+        shorter = tf.minimum(height, width)
+        square = tf.image.resize_with_crop_or_pad(image, shorter, shorter)
+        margin = round(size * 8 / 7)
+        square = tf.image.resize(square, [margin, margin], antialias=True)
+        square = tf.image.resize_with_crop_or_pad(square, size, size)
+        return tf.cast(tf.round(tf.clip_by_value(square, 0, 255)), tf.uint8)
+
+    height, width = tf.unstack(tf.shape(image)[:2])
+    as_it_is = (height == size) & (width == size)
+    return tf.ensure_shape(tf.cond(as_it_is, lambda: image, resized), [size, size, 3])

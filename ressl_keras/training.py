@@ -240,7 +240,7 @@ def pretrain(
             None,
         ),
     }
-    return export.save_encoder(export.build_encoder(network), workdir, description)
+    return export.save_all(network, workdir, description, progress=progress)
 
 
 @contextlib.contextmanager
