@@ -1,6 +1,9 @@
-"""Judges an encoder by its neighbours and by a linear probe.
+"""Judges an encoder: neighbours, a linear probe, fine-tuning, a picture.
 
   python evaluate.py --encoder=runs/cifar10/encoder.keras --dataset=cifar10
+  python evaluate.py --encoder=runs/cifar10 --dataset=cifar10 --protocol=finetune \
+    --label_fraction=0.01
+  python evaluate.py --encoder=runs/cifar10 --dataset=cifar10 --protocol=neighbours
 
 Accuracies are printed, and written as JSON, beside those of the same encoder untrained.
 """
@@ -18,7 +21,10 @@ from absl import app, flags, logging
 FLAGS = flags.FLAGS
 
 flags.DEFINE_string(
-    "encoder", None, "The encoder's .keras file, or the work directory of its run."
+    "encoder",
+    None,
+    "The encoder: a .keras file, a SavedModel folder (not for finetune), or the work "
+    "directory of its run. Any image encoder will do.",
 )
 flags.DEFINE_string(
     "dataset",
@@ -30,11 +36,46 @@ flags.DEFINE_string(
     "data_dir", None, "The image folder, or where TensorFlow Datasets keeps its data."
 )
 flags.DEFINE_bool("download", True, "Whether TensorFlow Datasets may download.")
-flags.DEFINE_list("protocol", ["knn", "linear"], "Any of knn and linear.")
+flags.DEFINE_list(
+    "protocol",
+    ["knn", "linear"],
+    "Any of knn, linear, finetune, and neighbours, which draws a picture.",
+)
+flags.DEFINE_float(
+    "label_fraction",
+    1.0,
+    "Share of the training labels used, the same of every class: 0.01 and 0.1 in the "
+    "semi-supervised protocol.",
+)
+flags.DEFINE_enum(
+    "probe",
+    "fast",
+    ["fast", "paper"],
+    "How the linear probe learns: on features extracted once, in seconds, or on crops "
+    "and flips for 100 epochs, as in the paper.",
+)
+flags.DEFINE_integer(
+    "finetune_epochs",
+    None,
+    "Epochs of fine-tuning. Default: 10, or as many as make 1000 steps.",
+    lower_bound=1,
+)
+flags.DEFINE_enum(
+    "preprocessing",
+    "none",
+    ["none", "tf", "torch", "caffe"],
+    "What an encoder from elsewhere wants done to images in 0-255; the names are those "
+    "of keras.applications. Encoders made here do it themselves.",
+)
+flags.DEFINE_string(
+    "feature_cache", None, "Folder that keeps extracted features for the next time."
+)
 flags.DEFINE_string(
     "output", None, "JSON file to write. Default: evaluation.json beside the encoder."
 )
-flags.DEFINE_integer("seed", 0, "Seed of the untrained encoder.")
+flags.DEFINE_integer(
+    "seed", 0, "Seed of the untrained encoder, the share of labels, and all learning."
+)
 flags.mark_flag_as_required("encoder")
 
 
@@ -53,18 +94,26 @@ def main(argv):
 
 
 def run():
-    import keras
+    from ressl_keras import data, encoders, evaluation
 
-    from ressl_keras import data, evaluation, export
-
-    encoder = export.load_encoder(FLAGS.encoder)
+    encoder = encoders.load_encoder(FLAGS.encoder, FLAGS.preprocessing)
     dataset = data.load(FLAGS.dataset, FLAGS.data_dir, FLAGS.download)
-    keras.utils.set_random_seed(FLAGS.seed)
-    results = evaluation.evaluate(encoder, dataset, FLAGS.protocol)
-    at = FLAGS.encoder
-    folder = at if os.path.isdir(at) else os.path.dirname(at)
+    at = FLAGS.encoder.rstrip("/")
+    beside = encoders.is_frozen(encoder) or not os.path.isdir(at)
+    folder = os.path.dirname(at) if beside else at
     output = FLAGS.output or os.path.join(folder, "evaluation.json")
-    export.write_json(output, results)
+    results = evaluation.evaluate(
+        encoder,
+        dataset,
+        FLAGS.protocol,
+        label_fraction=FLAGS.label_fraction,
+        probe=FLAGS.probe,
+        finetune_epochs=FLAGS.finetune_epochs,
+        seed=FLAGS.seed,
+        cache=FLAGS.feature_cache,
+        picture=os.path.join(os.path.dirname(output), evaluation.PICTURE_FILE),
+    )
+    encoders.write_json(output, results)
     print(evaluation.table(results))
     print(f"Written to {output}.")
 

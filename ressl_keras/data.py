@@ -497,14 +497,21 @@ def central_square(image, size):
         return image
 
     def resized():
-        # Cut to a square first, so that an image of extreme aspect stays small.
-        shorter = tf.minimum(height, width)
-        square = tf.image.resize_with_crop_or_pad(image, shorter, shorter)
-        margin = round(size * 8 / 7)
-        square = tf.image.resize(square, [margin, margin], antialias=True)
-        square = tf.image.resize_with_crop_or_pad(square, size, size)
+        pixels = tf.cast(shape, tf.float32)
+        shorter = round(size * 8 / 7)
+        whole = tf.round(pixels * (shorter / tf.reduce_min(pixels)))
+        # `tf.image.resize` and a cut in one: of an image of extreme aspect, the whole
+        # would be large.
+        square = tf.raw_ops.ScaleAndTranslate(
+            images=image[tf.newaxis],
+            size=[size, size],
+            scale=whole / pixels,
+            translation=-tf.floor((whole - size) / 2),
+            kernel_type="triangle",
+            antialias=True,
+        )[0]
         return tf.cast(tf.round(tf.clip_by_value(square, 0, 255)), tf.uint8)
 
-    height, width = tf.unstack(tf.shape(image)[:2])
-    as_it_is = (height == size) & (width == size)
+    shape = tf.shape(image)[:2]
+    as_it_is = tf.reduce_all(shape == size)
     return tf.ensure_shape(tf.cond(as_it_is, lambda: image, resized), [size, size, 3])

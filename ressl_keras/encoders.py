@@ -248,21 +248,39 @@ def _preceded(encoder, mode):
     return keras.Model(images, encoder(prepared), name="encoder")
 
 
-def batches_of(images, size=None, batch_size=256):
+def is_frozen(encoder):
+    """Whether an encoder is a SavedModel, that cannot be trained or made anew."""
+    layers = getattr(encoder, "layers", [])
+    return isinstance(encoder, keras.layers.TFSMLayer) or any(map(is_frozen, layers))
+
+
+def input_side(encoder, images):
+    """Side in pixels that images are brought to for an encoder.
+
+    Args:
+        encoder: result of `load_encoder`.
+        images: `data.ArrayImages` or `data.EncodedImages`.
+
+    Returns:
+        The encoder's own side; where that is open, the images'; 224 where they vary.
+    """
+    return encoder.input_shape[1] or (images.size[0] if images.same_size else 224)
+
+
+def batches_of(images, size, batch_size=256):
     """Image batches of whatever holds images.
 
     Args:
         images: `data.ArrayImages` or `data.EncodedImages`; or any iterable of batches
             [batch, height, width, 3] in 0-255, such as a `tf.data.Dataset`, alone, in
             a tuple before their labels, or in a dict under `image`.
-        size: side in pixels to bring `data` images to; None takes their own.
+        size: side in pixels to bring `data` images to; others come as they are.
         batch_size: images a batch, for `data` images.
 
     Yields:
         Tensors or arrays [batch, height, width, 3].
     """
     if hasattr(images, "read"):
-        size = size or images.size[0]
         images = data.evaluation_batches(images, size, batch_size)
     for batch in images:
         if isinstance(batch, (tuple, list)):
@@ -300,8 +318,7 @@ def encode(images, encoder, path=None, batch_size=256, verbose=1):
     """
     if path is not None and not str(path).endswith((".npy", ".tfrecord")):
         raise UsageError(f"{path} ends neither in .npy nor in .tfrecord.")
-    size = encoder.input_shape[1]
-    embeddings = _embeddings(images, encoder, size, batch_size, verbose)
+    embeddings = _embeddings(images, encoder, batch_size, verbose)
     if path is None:
         found = list(embeddings)
         if not found:
@@ -320,23 +337,33 @@ def encode(images, encoder, path=None, batch_size=256, verbose=1):
     return count
 
 
-def _embeddings(images, encoder, size, batch_size, verbose):
-    dtype = encoder.inputs[0].dtype
-
-    @tf.function(reduce_retracing=True)
-    def forward(batch):
-        return tf.cast(encoder(tf.cast(batch, dtype), training=False), tf.float32)
-
-    total = len(images) if hasattr(images, "read") else None
+def _embeddings(images, encoder, batch_size, verbose):
+    own = hasattr(images, "read")
+    total = len(images) if own else None
+    size = input_side(encoder, images) if own else None
     progress = keras.utils.Progbar(total, verbose=verbose, unit_name="image")
-    count = 0
+    count, forward = 0, None
     for batch in batches_of(images, size, batch_size):
+        if forward is None:
+            forward = _forward(encoder, batch.dtype)
         embeddings = forward(batch).numpy()
         count += len(embeddings)
         progress.update(count, finalize=False)
         yield embeddings
     if count:
         progress.update(count, finalize=True)
+
+
+def _forward(encoder, dtype):
+    """An encoder as a function traced once, for batches of any length."""
+    spec = tf.TensorSpec([None, *encoder.input_shape[1:]], dtype)
+
+    @tf.function(input_signature=[spec])
+    def forward(images):
+        images = tf.cast(images, encoder.inputs[0].dtype)
+        return tf.cast(encoder(images, training=False), tf.float32)
+
+    return forward
 
 
 def _write_npy(path, parts):

@@ -1,20 +1,26 @@
-"""How good an encoder is: neighbours and a linear probe on its frozen features.
+"""How good an encoder is: neighbours, a linear probe, fine-tuning, a picture.
 
-Both are run on the encoder and on the same encoder untrained, because accuracies of
-random features are far above chance and a figure alone says little.
+All but the picture are run on the encoder and on the same encoder untrained, because
+accuracies of random features are far above chance and a figure alone says little.
 """
 
+import dataclasses
+import hashlib
+import os
 import time
 
 import keras
 import numpy as np
-import tensorflow as tf
 
-from ressl_keras import data
+from ressl_keras import data, encoders, finetuning, labelled, neighbours, probes
 from ressl_keras.errors import UsageError, near
+from ressl_keras.probes import knn, linear_probe
+
+PROTOCOLS = ("knn", "linear", "finetune", "neighbours")
+PICTURE_FILE = "neighbours.png"
 
 
-def extract(encoder, images, count=None, batch_size=256):
+def extract(encoder, images, count=None, batch_size=256, cache=None):
     """Features of a set of images.
 
     Args:
@@ -23,172 +29,161 @@ def extract(encoder, images, count=None, batch_size=256):
         images: `ArrayImages` or `EncodedImages`.
         count: take only so many, evenly spread; None takes all.
         batch_size: images a batch.
+        cache: folder that keeps features from call to call; None keeps none.
 
     Returns:
         Tuple of features, float32 array [count, dim], and labels, integer array
         [count], or None where the images have none.
     """
-    size = encoder.input_shape[1] or images.size[0]
-
-    @tf.function(input_signature=[tf.TensorSpec([None, size, size, 3], tf.uint8)])
-    def forward(batch):
-        return tf.cast(encoder(batch, training=False), tf.float32)
-
-    batches = data.evaluation_batches(images, size, batch_size, count)
-    features = np.concatenate([forward(batch).numpy() for batch in batches])
-    if images.labels is None:
-        return features, None
-    return features, images.labels[data.evaluation_indices(images, count)]
-
-
-def knn(
-    train_features,
-    train_labels,
-    test_features,
-    test_labels,
-    k=200,
-    temperature=0.1,
-    block=1024,
-):
-    """Accuracy of the weighted nearest-neighbour classifier.
-
-    The vote of each of the k nearest training images, by cosine similarity, weighs
-    exp(similarity / temperature) (arXiv 1805.01978, section 3.4).
-
-    Args:
-        train_features: float array [train, dim]; need not be normalised.
-        train_labels: integer array [train].
-        test_features: float array [test, dim].
-        test_labels: integer array [test].
-        k: number of neighbours, at most [train] of them.
-        temperature: positive number.
-        block: test images compared at once; bounds the memory.
-
-    Returns:
-        Dict of `top1` and `top5`, in per cent.
-    """
-    bank = tf.math.l2_normalize(tf.cast(train_features, tf.float32), axis=-1)
-    queries = tf.math.l2_normalize(tf.cast(test_features, tf.float32), axis=-1)
-    bank_labels = tf.cast(train_labels, tf.int32)
-    classes = int(max(train_labels.max(), test_labels.max())) + 1
-    k = min(k, len(train_labels))
-
-    @tf.function(input_signature=[tf.TensorSpec([None, bank.shape[1]])])
-    def vote(block_queries):
-        similarities = tf.matmul(block_queries, bank, transpose_b=True)
-        nearest, places = tf.math.top_k(similarities, k)
-        weights = tf.exp((nearest - 1) / temperature)
-        votes = tf.one_hot(tf.gather(bank_labels, places), classes)
-        return tf.einsum("qk,qkc->qc", weights, votes)
-
-    votes = [vote(queries[i : i + block]) for i in range(0, len(queries), block)]
-    return _accuracies(np.concatenate(votes), test_labels)
+    if count is not None and count < len(images):
+        images = labelled.Selection(images, data.evaluation_indices(images, count))
+    if cache is None:
+        features = encoders.encode(images, encoder, None, batch_size, verbose=0)
+        return features, images.labels
+    os.makedirs(cache, exist_ok=True)
+    path = os.path.join(cache, f"features-{_fingerprint(encoder, images)}.npy")
+    if not os.path.exists(path):
+        encoders.encode(images, encoder, path, batch_size, verbose=0)
+    return np.load(path), images.labels
 
 
-def linear_probe(
-    train_features,
-    train_labels,
-    test_features,
-    test_labels,
-    epochs=100,
-    batch_size=1024,
-    learning_rate=0.01,
-    seed=0,
-):
-    """Accuracy of a linear classifier trained on frozen features.
-
-    The features are standardised, then a softmax regression is trained on them with
-    Adam and cosine decay.
-
-    Args:
-        train_features: float array [train, dim].
-        train_labels: integer array [train].
-        test_features: float array [test, dim].
-        test_labels: integer array [test].
-        epochs: passes over the training features.
-        batch_size: features a step.
-        learning_rate: at the start; decays to zero.
-        seed: integer seed of order and initialisation.
-
-    Returns:
-        Dict of `top1` and `top5`, in per cent.
-    """
-    mean, std = train_features.mean(0), train_features.std(0) + 1e-6
-    train_features = ((train_features - mean) / std).astype(np.float32)
-    test_features = ((test_features - mean) / std).astype(np.float32)
-    classes = int(max(train_labels.max(), test_labels.max())) + 1
-    count, dim = train_features.shape
-    batch_size = min(batch_size, count)
-    steps = epochs * (count // batch_size)
-    head = keras.Sequential(
-        [keras.Input([dim]), keras.layers.Dense(classes, kernel_initializer="zeros")]
-    )
-    head.compile(
-        keras.optimizers.Adam(
-            keras.optimizers.schedules.CosineDecay(learning_rate, steps)
-        ),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        jit_compile=False,
-        steps_per_execution=max(count // batch_size, 1),
-    )
-    features, labels = tf.constant(train_features), tf.constant(train_labels)
-    indices = data.shuffled_indices(count, batch_size, seed, 0, steps)
-    head.fit(
-        indices.map(lambda i: (tf.gather(features, i), tf.gather(labels, i))),
-        steps_per_epoch=count // batch_size,
-        epochs=epochs,
-        shuffle=False,
-        verbose=0,
-    )
-    scores = head.predict(test_features, batch_size=4096, verbose=0)
-    return _accuracies(scores, test_labels)
+def _fingerprint(encoder, images):
+    """A checksum that differs where features could."""
+    digest = hashlib.sha256(encoder.to_json().encode())
+    for weight in encoder.get_weights():
+        digest.update(np.ascontiguousarray(weight).tobytes())
+    for part in _contents(images):
+        digest.update(part)
+    return digest.hexdigest()[:16]
 
 
-def _accuracies(scores, labels):
-    order = np.argsort(-scores, axis=-1, kind="stable")[:, :5]
-    hits = order == np.asarray(labels)[:, np.newaxis]
-    return {
-        "top1": float(100 * hits[:, 0].mean()),
-        "top5": float(100 * hits.any(axis=-1).mean()),
-    }
+def _contents(images):
+    if isinstance(images, labelled.Selection):
+        yield images.indices.numpy().tobytes()
+        yield from _contents(images.images)
+    elif isinstance(images, data.ArrayImages):
+        yield images.images.numpy().tobytes()
+    else:
+        for source in images.sources.numpy():
+            yield source
+            if not images.in_memory:
+                status = os.stat(source)
+                yield f"{status.st_size} {status.st_mtime_ns}".encode()
 
 
 def untrained(encoder):
-    """The same network with fresh weights; preprocessing constants stay."""
-    return keras.models.clone_model(encoder)
+    """The same network with fresh weights; preprocessing constants stay.
+
+    Returns:
+        A `keras.Model`, or None where the network is a SavedModel or has code of its
+        own and cannot be made anew.
+    """
+    if encoders.is_frozen(encoder):
+        return None
+    try:
+        return keras.models.clone_model(encoder)
+    except ValueError:  # a subclassed model
+        return None
 
 
-def evaluate(encoder, dataset, protocols=("knn", "linear"), progress=print):
+def evaluate(
+    encoder,
+    dataset,
+    protocols=("knn", "linear"),
+    *,
+    label_fraction=1.0,
+    probe="fast",
+    finetune_epochs=None,
+    seed=0,
+    cache=None,
+    picture=PICTURE_FILE,
+    progress=print,
+):
     """Judges an encoder, beside the same encoder untrained.
 
     Args:
         encoder: `keras.Model` from images in 0-255 to features [batch, dim].
-        dataset: labelled `data.Dataset`.
-        protocols: any of `knn` and `linear`.
+        dataset: `data.Dataset`, labelled for all protocols but `neighbours`.
+        protocols: any of `knn`, `linear`, `finetune` and `neighbours`.
+        label_fraction: share of the training labels used, the same of every class.
+        probe: how `linear` learns: `fast`, on features extracted once, or `paper`, on
+            crops and flips for 100 epochs.
+        finetune_epochs: epochs of `finetune`; see `finetuning.finetune`.
+        seed: integer seed of the share of labels and of all learning.
+        cache: folder that keeps features from run to run; None keeps none.
+        picture: PNG file that `neighbours` writes.
         progress: called with a line of text now and then.
 
     Returns:
-        Dict from protocol to `top1`, `top5`, `untrained_top1` and `untrained_top5`,
-        in per cent.
+        Dict from protocol to `top1`, `top5`, `untrained_top1` and `untrained_top5`, in
+        per cent, the last two only where the network can be made anew; `neighbours`
+        has `agreement`, the share of drawn neighbours of the query's class (None
+        without labels). A label fraction below 1 is named beside them.
 
     Raises:
-        UsageError: if the data set has no labels or a protocol is unknown.
+        UsageError: if the data set has no labels, a protocol is unknown, or the encoder
+            cannot be trained but `finetune` is asked for.
     """
-    judges = {"knn": knn, "linear": linear_probe}
     for protocol in protocols:
-        if protocol not in judges:
-            raise UsageError(f"Unknown protocol '{protocol}'. {near(protocol, judges)}")
-    if not dataset.labelled:
+        if protocol not in PROTOCOLS:
+            raise UsageError(
+                f"Unknown protocol '{protocol}'. {near(protocol, PROTOCOLS)}"
+            )
+    if probe not in ("fast", "paper"):
+        raise UsageError(f"Unknown probe '{probe}'; known are fast and paper.")
+    judges = [protocol for protocol in protocols if protocol != "neighbours"]
+    if judges and not dataset.labelled:
         raise UsageError(f"{dataset.name} has no labels to evaluate with.")
+    if "finetune" in judges and encoders.is_frozen(encoder):
+        raise UsageError(
+            "A SavedModel cannot be fine-tuned, its weights are frozen; give the "
+            ".keras file, or --protocol=knn,linear."
+        )
     results = {protocol: {} for protocol in protocols}
+    if "neighbours" in protocols:
+        bank = dataset.train if dataset.labelled else dataset.pretrain
+        queries = dataset.test if dataset.labelled else bank
+        agreement = neighbours.picture(encoder, queries, bank, picture)
+        results["neighbours"] = {"picture": os.path.basename(picture)}
+        if agreement is not None:
+            results["neighbours"]["agreement"] = round(agreement, 2)
+        progress(f"neighbours drawn in {picture}")
+    if not judges:
+        return results
+    if label_fraction != 1:
+        chosen = labelled.stratified(dataset.train, label_fraction, seed)
+        dataset = dataclasses.replace(dataset, train=chosen)
+        progress(f"{len(chosen)} labels, {100 * label_fraction:g} % of every class")
+        for protocol in judges:
+            results[protocol]["label_fraction"] = label_fraction
+    keras.utils.set_random_seed(seed)
     for prefix, model in (("", encoder), ("untrained_", untrained(encoder))):
+        if model is None:
+            progress("The network cannot be made anew: no untrained figures.")
+            continue
         which = "untrained" if prefix else "trained"
-        start = time.perf_counter()
-        features = [*extract(model, dataset.train), *extract(model, dataset.test)]
-        progress(f"features of the {which} encoder: {_seconds_since(start)}")
-        for protocol in protocols:
+        features = None
+        for protocol in judges:
+            if features is None and protocol != "finetune":
+                start = time.perf_counter()
+                features = [
+                    *extract(model, dataset.train, cache=cache),
+                    *extract(model, dataset.test, cache=cache),
+                ]
+                progress(f"features of the {which} encoder: {_seconds_since(start)}")
             start = time.perf_counter()
-            accuracy = judges[protocol](*features)
+            if protocol == "knn":
+                accuracy = knn(*features)
+            elif protocol == "finetune":
+                accuracy = finetuning.finetune(
+                    model, dataset.train, dataset.test, finetune_epochs, seed=seed
+                )
+            elif probe == "fast":
+                accuracy = linear_probe(*features, seed=seed)
+            else:
+                accuracy = probes.online_linear_probe(
+                    model, dataset.train, dataset.test, seed=seed
+                )
             progress(f"{protocol} of the {which} encoder: {_seconds_since(start)}")
             for name, value in accuracy.items():
                 results[protocol][prefix + name] = round(value, 2)
@@ -201,12 +196,14 @@ def _seconds_since(start):
 
 def table(results):
     """The results of `evaluate` as lines of text."""
-    lines = [f"{'':8}{'top-1':>8}{'untrained':>11}{'top-5':>8}{'untrained':>11}"]
+    lines = [f"{'':10}{'top-1':>8}{'untrained':>11}{'top-5':>8}{'untrained':>11}"]
+    columns = ("top1", "untrained_top1", "top5", "untrained_top5")
     for protocol, values in results.items():
-        columns = ("top1", "untrained_top1", "top5", "untrained_top5")
-        numbers = [values[column] for column in columns]
-        lines.append(
-            f"{protocol:8}"
-            + "".join(f"{n:{w}.2f}" for n, w in zip(numbers, (8, 11, 8, 11)))
-        )
-    return "\n".join(lines)
+        if protocol == "neighbours":
+            continue
+        line = f"{protocol:10}"
+        for column, width in zip(columns, (8, 11, 8, 11)):
+            value = f"{values[column]:.2f}" if column in values else "-"
+            line += f"{value:>{width}}"
+        lines.append(line)
+    return "\n".join(lines if len(lines) > 1 else [])

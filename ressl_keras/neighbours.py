@@ -1,0 +1,107 @@
+"""A picture of queries and their nearest neighbours."""
+
+import os
+
+import numpy as np
+import tensorflow as tf
+
+from ressl_keras import data
+from ressl_keras.encoders import encode, input_side
+from ressl_keras.labelled import Selection
+
+_SAME, _OTHER, _PLAIN = (0, 158, 115), (213, 94, 0), (160, 160, 160)
+
+
+def nearest(queries, bank, count):
+    """Places of the nearest rows of a bank, by cosine similarity.
+
+    Args:
+        queries: float array [queries, dim].
+        bank: float array [rows, dim].
+        count: number of neighbours.
+
+    Returns:
+        Integer array [queries, count], nearest first.
+    """
+
+    def unit(rows):
+        return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+    similarities = unit(queries) @ unit(bank).T
+    return np.argsort(-similarities, axis=1, kind="stable")[:, :count]
+
+
+def picture(encoder, queries, bank, path, rows=12, columns=8, scale=None, verbose=0):
+    """Draws queries at the left and the images nearest to them in their row.
+
+    Where there are labels, the queries are spread over the classes, and a frame says
+    whether a neighbour has the query's class (green) or another (red).
+
+    Args:
+        encoder: result of `load_encoder`.
+        queries: images to ask about.
+        bank: images to find, or the same object; a query does not find itself.
+        path: PNG file to write.
+        rows: number of queries.
+        columns: number of neighbours.
+        scale: how many pixels of the picture a pixel of an image takes; None makes
+            images of about 64.
+        verbose: 1 shows a progress bar, 0 nothing.
+
+    Returns:
+        Share of the neighbours drawn that have the query's class, in per cent, or None
+        without labels.
+    """
+    asked = Selection(queries, _spread(queries, rows))
+    embedded = encode(bank, encoder, verbose=verbose)
+    # One more, for the query itself.
+    found = nearest(encode(asked, encoder, verbose=0), embedded, columns + 1)
+    if bank is queries:
+        own = asked.indices.numpy()[:, np.newaxis]
+        found = np.stack(
+            [row[row != self_][:columns] for row, self_ in zip(found, own)]
+        )
+    found = found[:, :columns]
+    size = input_side(encoder, bank)
+    scale = scale or max(round(64 / size), 1)
+    canvas, agreement = [], []
+    for place, row in enumerate(found):
+        images = [_squares(asked, [place], size), _squares(bank, row, size)]
+        colours = [_PLAIN] * (1 + len(row))
+        if asked.labels is not None and bank.labels is not None:
+            same = bank.labels[row] == asked.labels[place]
+            colours[1:] = [_SAME if agrees else _OTHER for agrees in same]
+            agreement.append(same.mean())
+        tiles = [
+            _framed(image, colour, scale)
+            for image, colour in zip(np.concatenate(images), colours)
+        ]
+        gap = np.full([len(tiles[0]), 12, 3], 255, np.uint8)
+        canvas.append(np.concatenate([tiles[0], gap, *tiles[1:]], axis=1))
+    aside = f"{path}.writing"
+    tf.io.write_file(aside, tf.io.encode_png(np.concatenate(canvas)))
+    os.replace(aside, path)
+    return float(100 * np.mean(agreement)) if agreement else None
+
+
+def _spread(images, count):
+    """Places of queries: over the classes in turn, or evenly."""
+    if images.labels is None:
+        return data.evaluation_indices(images, count)
+    by_class = [np.flatnonzero(images.labels == c) for c in np.unique(images.labels)]
+    turns = max(len(members) for members in by_class)
+    places = [m[i] for i in range(turns) for m in by_class if i < len(m)]
+    return np.array(places[:count])
+
+
+def _squares(images, places, size):
+    chosen = Selection(images, places)
+    return np.concatenate(list(data.evaluation_batches(chosen, size)))
+
+
+def _framed(image, colour, scale, width=3, margin=2):
+    image = np.repeat(np.repeat(image, scale, axis=0), scale, axis=1)
+    framed = np.full([len(image) + 2 * width, image.shape[1] + 2 * width, 3], colour)
+    framed[width:-width, width:-width] = image
+    padding = ((margin, margin), (margin, margin), (0, 0))
+    return np.pad(framed.astype(np.uint8), padding, constant_values=255)
