@@ -56,12 +56,16 @@ def _in_float32(model, input_shape):
     """A copy of a model with another input shape, computing in float32."""
 
     def in_float32(layer):
-        return layer.__class__.from_config({**layer.get_config(), "dtype": "float32"})
+        config = layer.get_config()
+        if isinstance(layer, keras.Layer):  # else a bare operation, which has no dtype
+            config["dtype"] = "float32"
+        return layer.__class__.from_config(config)
 
     inputs = keras.Input(input_shape)
+    listed = isinstance(model, keras.Sequential) or isinstance(model.input, list)
     copy = keras.models.clone_model(
         model,
-        input_tensors=[inputs] if isinstance(model.input, list) else inputs,
+        input_tensors=[inputs] if listed else inputs,
         clone_function=in_float32,
     )
     copy.set_weights(model.get_weights())

@@ -1,0 +1,261 @@
+"""Encoders as files: what is written, what is read, and encoding into files."""
+
+import json
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import ROOT
+
+from ressl_keras import (
+    UsageError,
+    build_backbone,
+    build_projector,
+    data,
+    encoders,
+    views,
+)
+
+
+@pytest.fixture
+def backbone():
+    return build_backbone("resnet10_small", (16, 16, 3), width=4)
+
+
+@pytest.fixture
+def images(random):
+    return random.integers(0, 256, [10, 16, 16, 3]).astype(np.uint8)
+
+
+def test_the_encoder_has_its_preprocessing_inside(backbone, images):
+    normalised = (images / 255 - views.MEAN) / views.STD
+    encoder = encoders.build_encoder(backbone)
+    np.testing.assert_allclose(encoder(images), backbone(normalised), atol=1e-4)
+
+
+def test_the_projector_can_stay_behind_the_backbone(backbone, images):
+    projector = build_projector(32, 16, 8)
+    normalised = (images / 255 - views.MEAN) / views.STD
+    encoder = encoders.build_encoder(backbone, projector)
+    expected = projector(backbone(normalised))
+    np.testing.assert_allclose(encoder(images), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["resnet10_small", "resnet18", "MobileNetV3Small"])
+def test_height_and_width_can_be_left_open(name, random):
+    width = {"width": 4} if name == "resnet10_small" else {}
+    backbone = build_backbone(name, (64, 64, 3), **width)
+    fixed = encoders.build_encoder(backbone)
+    free = encoders.build_encoder(backbone, any_size=True)
+    images = random.uniform(0, 255, [2, 64, 64, 3])
+    np.testing.assert_allclose(free(images), fixed(images), atol=1e-5)
+    assert free(images[:, :50, :33]).shape == (2, fixed.output_shape[1])
+
+
+def test_a_network_that_counts_pixels_keeps_its_size():
+    counting = keras.Sequential(
+        [keras.Input([8, 8, 3]), keras.layers.Flatten(), keras.layers.Dense(5)]
+    )
+    encoder = encoders.build_encoder(counting, any_size=True)
+    assert encoder.input_shape == (None, 8, 8, 3)
+
+
+def test_a_backbone_trained_in_half_precision_is_exported_in_float32(images):
+    keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    try:
+        backbone = build_backbone("resnet10_small", (16, 16, 3), width=4)
+        encoder = encoders.build_encoder(backbone)
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    assert backbone.compute_dtype == "bfloat16"
+    assert encoder(images).dtype == "float32"
+
+
+def test_the_file_loads_with_keras_alone_and_gives_the_same_features(
+    backbone, images, tmp_path
+):
+    encoder = encoders.build_encoder(backbone)
+    path = encoders.save_encoder(encoder, tmp_path, {"method": "ressl", "steps": 7})
+    np.save(tmp_path / "images.npy", images)
+    program = (
+        "import sys, keras, numpy as np\n"
+        f"encoder = keras.models.load_model({str(path)!r})\n"
+        "np.save('features.npy', encoder.predict(np.load('images.npy'), verbose=0))\n"
+        "assert 'ressl_keras' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path)
+    np.testing.assert_allclose(
+        np.load(tmp_path / "features.npy"), encoder(images), atol=1e-5
+    )
+    description = json.loads((tmp_path / "encoder.json").read_text())
+    assert description["input_size"] == [16, 16]
+    assert description["embedding_size"] == 32
+    assert (description["method"], description["steps"]) == ("ressl", 7)
+    assert description["versions"]["keras"] == keras.__version__
+    assert not list(tmp_path.glob("*writing*"))
+
+
+def test_the_description_names_the_commit_of_this_checkout(backbone):
+    command = ["git", "-C", ROOT, "rev-parse", "HEAD"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        pytest.skip("not a checkout")
+    described = encoders.describe(encoders.build_encoder(backbone), {})
+    assert described["git_commit"].removesuffix("-dirty") == result.stdout.strip()
+
+
+def test_the_work_directory_stands_for_its_encoder(backbone, tmp_path):
+    encoders.save_encoder(encoders.build_encoder(backbone), tmp_path, {})
+    assert encoders.load_encoder(str(tmp_path)).output_shape == (None, 32)
+
+
+@pytest.fixture(scope="module")
+def application():
+    """A network of keras.applications, as anyone may have saved it."""
+    return keras.applications.MobileNetV3Small(
+        (32, 32, 3), weights=None, include_top=False, pooling="avg", alpha=0.75
+    )
+
+
+@pytest.mark.parametrize("kind", ["keras", "saved_model"])
+def test_an_encoder_made_elsewhere_is_read(kind, application, tmp_path, random):
+    path = tmp_path / ("model.keras" if kind == "keras" else "model")
+    if kind == "keras":
+        application.save(path)
+    else:
+        application.export(path, verbose=False)
+    images = random.uniform(0, 255, [2, 32, 32, 3]).astype(np.float32)
+    encoder = encoders.load_encoder(str(path))
+    assert encoder.output_shape == (None, 432)
+    assert encoders.is_frozen(encoder) == (kind == "saved_model")
+    np.testing.assert_allclose(encoder(images), application(images), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "mode, expected",
+    [
+        ("tf", lambda images: images / 127.5 - 1),
+        ("torch", lambda images: (images / 255 - views.MEAN) / views.STD),
+        ("caffe", lambda images: images[..., ::-1] - [103.939, 116.779, 123.68]),
+    ],
+)
+def test_an_encoder_from_elsewhere_gets_the_pixels_it_wants(
+    mode, expected, images, tmp_path
+):
+    plain = keras.Sequential([keras.Input([16, 16, 3]), keras.layers.Flatten()])
+    plain.save(tmp_path / "plain.keras")
+    encoder = encoders.load_encoder(str(tmp_path / "plain.keras"), mode)
+    pixels = expected(images.astype(np.float64)).reshape(len(images), -1)
+    np.testing.assert_allclose(encoder(images), pixels, rtol=1e-5, atol=1e-4)
+
+
+def damaged(kind, folder):
+    """A path that is no encoder, and what is to be said about it."""
+    model = keras.Sequential([keras.Input([8, 8, 3]), keras.layers.Conv2D(4, 3)])
+    path = folder / "encoder.keras"
+    if kind == "absent":
+        return path, "no encoder at"
+    if kind == "text":
+        path.write_text("hello")
+        return path, "not a Keras model"
+    if kind == "truncated":
+        model.save(path)
+        path.write_bytes(path.read_bytes()[:5000])
+        return path, "not a Keras model"
+    if kind == "map":
+        model.save(path)
+        return path, "not features"
+    if kind == "vectors":
+        keras.Sequential([keras.Input([9]), keras.layers.Dense(2)]).save(path)
+        return path, "not images"
+    if kind == "folder":
+        (folder / "stuff.txt").write_text("hello")
+        return folder, "no SavedModel"
+    if kind == "broken":
+        (folder / "saved_model.pb").write_text("hello")
+        return folder, "is not a SavedModel"
+    model.export(folder / "model", verbose=False)
+    return folder / "model", "not features"
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "absent",
+        "text",
+        "truncated",
+        "map",
+        "vectors",
+        "folder",
+        "broken",
+        "map_saved_model",
+    ],
+)
+def test_what_is_no_encoder_is_one_clear_line(kind, tmp_path):
+    path, message = damaged(kind, tmp_path)
+    with pytest.raises(UsageError, match=message) as caught:
+        encoders.load_encoder(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_script_refuses_what_is_no_encoder(tmp_path):
+    kinds = ("text", "truncated", "folder", "map")
+    running = []
+    for kind in kinds:
+        (tmp_path / kind).mkdir()
+        path, message = damaged(kind, tmp_path / kind)
+        command = [sys.executable, ROOT / "evaluate.py", f"--encoder={path}"]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        running.append((process, message))
+    for process, message in running:
+        _, errors = process.communicate()
+        assert process.returncode == 1
+        lines = [line for line in errors.split("\n") if "evaluate.py" in line]
+        assert len(lines) == 1 and message in lines[0]
+        assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("batch_size", [3, 10, 64])
+def test_encoding_into_an_array_file_streams_the_encoders_outputs(
+    backbone, images, batch_size, tmp_path
+):
+    encoder = encoders.build_encoder(backbone)
+    batches = tf.data.Dataset.from_tensor_slices(images).batch(batch_size)
+    count = encoders.encode(batches, encoder, tmp_path / "e.npy", verbose=0)
+    written = np.load(tmp_path / "e.npy")
+    assert count == len(written) == 10
+    np.testing.assert_allclose(written, encoder(images), atol=1e-5)
+    assert not list(tmp_path.glob("*writing*"))
+
+
+def test_encoding_into_records_keeps_the_order(backbone, images, tmp_path):
+    encoder = encoders.build_encoder(backbone)
+    batches = tf.data.Dataset.from_tensor_slices((images, range(10))).batch(4)
+    assert encoders.encode(batches, encoder, f"{tmp_path}/e.tfrecord", verbose=0) == 10
+    records = list(tf.data.TFRecordDataset(f"{tmp_path}/e.tfrecord"))
+    for index, (record, expected) in enumerate(zip(records, encoder(images))):
+        example = tf.train.Example.FromString(record.numpy())
+        assert example.features.feature["index"].int64_list.value == [index]
+        embedding = example.features.feature["embedding"].float_list.value
+        np.testing.assert_allclose(embedding, expected, atol=1e-5)
+
+
+def test_encoding_a_data_set_of_this_package_shows_its_progress(
+    backbone, images, capsys
+):
+    encoder = encoders.build_encoder(backbone)
+    embeddings = encoders.encode(data.ArrayImages(images), encoder, batch_size=4)
+    np.testing.assert_allclose(embeddings, encoder(images), atol=1e-5)
+    assert "10/10" in capsys.readouterr().out
+
+
+def test_encoding_nothing_or_into_an_unknown_format_is_refused(backbone, tmp_path):
+    encoder = encoders.build_encoder(backbone)
+    with pytest.raises(UsageError, match="neither"):
+        encoders.encode([], encoder, tmp_path / "e.csv")
+    with pytest.raises(UsageError, match="no images"):
+        encoders.encode([], encoder, tmp_path / "e.npy")
+    assert not list(tmp_path.iterdir())
