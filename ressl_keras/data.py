@@ -464,12 +464,17 @@ def evaluation_batches(images, size, batch_size=256, count=None):
         count: take only so many, evenly spread over the set; None takes all.
 
     Returns:
-        A `tf.data.Dataset` of uint8 batches [batch, size, size, 3].
+        A `tf.data.Dataset` of batches [batch, size, size, 3] in 0-255: uint8 of images
+        in memory that have the size, else float32.
     """
+
+    def read(index):
+        image = images.read(index)
+        return image if fits else central_square(image, size)
+
+    fits = images.same_size and images.size == (size, size)
     dataset = tf.data.Dataset.from_tensor_slices(evaluation_indices(images, count))
-    dataset = dataset.map(
-        lambda index: central_square(images.read(index), size), tf.data.AUTOTUNE
-    )
+    dataset = dataset.map(read, tf.data.AUTOTUNE)
     return dataset.batch(batch_size).prefetch(tf.data.AUTOTUNE)
 
 
@@ -483,18 +488,18 @@ def evaluation_indices(images, count=None):
 def central_square(image, size):
     """The middle of an image, at a given size.
 
-    An image that has the size already is left as it is. Of others the shorter side
-    becomes 8/7 of it, bilinear with antialiasing, before the cut: 256 for 224 as usual.
+    The pixels of an image that has the size already stay as they are. Of others the
+    shorter side becomes 8/7 of it, bilinear with antialiasing, before the cut: 256 for
+    224 as usual.
 
     Args:
         image: uint8 tensor [height, width, 3].
         size: side of the result in pixels.
 
     Returns:
-        uint8 tensor [size, size, 3].
+        float32 tensor [size, size, 3] in 0-255.
     """
-    if tuple(image.shape[:2]) == (size, size):
-        return image
+    image = tf.cast(image, tf.float32)
 
     def resized():
         pixels = tf.cast(shape, tf.float32)
@@ -510,7 +515,7 @@ def central_square(image, size):
             kernel_type="triangle",
             antialias=True,
         )[0]
-        return tf.cast(tf.round(tf.clip_by_value(square, 0, 255)), tf.uint8)
+        return tf.clip_by_value(square, 0, 255)
 
     shape = tf.shape(image)[:2]
     as_it_is = tf.reduce_all(shape == size)

@@ -212,7 +212,13 @@ def _load_saved_model(path):
         )
     shapes = [tuple(spec.shape or ()) for spec in (*inputs, *outputs)]
     _check_shapes(path, *shapes)
-    images = keras.Input(shapes[0][1:], name="images", dtype=inputs[0].dtype.name)
+    # One made here takes any size, and was made for one.
+    told = os.path.join(path, "assets.extra", DESCRIPTION_FILE)
+    side = shapes[0][1:]
+    if os.path.isfile(told):
+        with open(told) as file:
+            side = (*json.load(file)["input_size"], 3)
+    images = keras.Input(side, name="images", dtype=inputs[0].dtype.name)
     embeddings = keras.layers.TFSMLayer(path, call_endpoint="serving_default")(images)
     return keras.Model(images, *embeddings.values(), name="encoder")
 

@@ -47,7 +47,7 @@ class ServedEncoder(tf.Module):
         self._size, self._normalize = size, normalize
         self._forward = encoder
         self._variables = [variable.value for variable in encoder.variables]
-        images_shape = encoder.input_shape
+        images_shape, self._dim = encoder.input_shape, encoder.output_shape[-1]
 
         def signature(shape, dtype, name):
             return [tf.TensorSpec(shape, dtype, name)]
@@ -77,7 +77,13 @@ class ServedEncoder(tf.Module):
         }
 
     def _embed(self, images):
-        embedding = tf.cast(self._forward(images, training=False), tf.float32)
+        def forward():
+            return tf.cast(self._forward(images, training=False), tf.float32)
+
+        # oneDNN's convolution gives an empty batch the shape of its input.
+        nothing = tf.zeros([0, self._dim])
+        empty = tf.equal(tf.shape(images)[0], 0)
+        embedding = tf.cond(empty, lambda: nothing, forward)
         if self._normalize:
             embedding = tf.math.l2_normalize(embedding, axis=-1)
         return {"embedding": embedding}
@@ -94,7 +100,7 @@ class ServedEncoder(tf.Module):
         images = tf.data.Dataset.from_tensor_slices(image_bytes).enumerate()
         images = images.map(read, tf.data.AUTOTUNE).ignore_errors()
         # At least one element, for an empty batch.
-        blank = tf.zeros([self._size, self._size, 3], tf.uint8)
+        blank = tf.zeros([self._size, self._size, 3])
         end = tf.data.Dataset.from_tensors((count, blank))
         places, squares = images.concatenate(end).batch(count + 1).get_single_element()
         missing = tf.sets.difference([tf.range(count)], [places[:-1]]).values
@@ -103,7 +109,7 @@ class ServedEncoder(tf.Module):
         )
         complete = tf.debugging.Assert(tf.size(missing) == 0, [message])
         with tf.control_dependencies([complete]):
-            return tf.cast(squares[:-1], tf.float32)
+            return tf.identity(squares[:-1])
 
 
 def save_saved_model(

@@ -96,7 +96,8 @@ def _spread(images, count):
 
 def _squares(images, places, size):
     chosen = Selection(images, places)
-    return np.concatenate(list(data.evaluation_batches(chosen, size)))
+    squares = np.concatenate(list(data.evaluation_batches(chosen, size)))
+    return np.round(squares).astype(np.uint8)
 
 
 def _framed(image, colour, scale, width=3, margin=2):

@@ -118,7 +118,7 @@ def online_linear_probe(
     test,
     epochs=100,
     batch_size=256,
-    learning_rate=1.0,
+    learning_rate=0.1,
     seed=0,
     verbose=0,
 ):

@@ -1,0 +1,410 @@
+"""The SavedModel as a server sees it, and the other formats."""
+
+import io
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import ROOT
+from PIL import Image
+
+from ressl_keras import (
+    ReSSL,
+    UsageError,
+    build_backbone,
+    checkpoints,
+    data,
+    encoders,
+    export,
+    shapes,
+)
+from ressl_keras.optimizers import SGD, warmup_cosine
+
+SIZE = 32
+
+
+def encoded(pixels, kind="PNG", mode="RGB", **options):
+    """An image file's bytes, by Pillow."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def difference(first, second):
+    return float(np.abs(np.asarray(first) - np.asarray(second)).max())
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    keras.utils.set_random_seed(0)
+    return build_backbone("resnet10_small", (SIZE, SIZE, 3), width=4)
+
+
+@pytest.fixture(scope="module")
+def workdir(backbone, tmp_path_factory):
+    """A work directory with an exported encoder."""
+    folder = tmp_path_factory.mktemp("run")
+    export.save_all(
+        backbone, str(folder), {"method": "ressl"}, progress=lambda line: None
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def encoder(workdir):
+    return encoders.load_encoder(str(workdir))
+
+
+@pytest.fixture(scope="module")
+def served(workdir):
+    return tf.saved_model.load(str(workdir / "export" / "1")).signatures
+
+
+@pytest.fixture(scope="module")
+def images():
+    return shapes.render(20, seed=2, size=SIZE)[0]
+
+
+def test_all_signatures_give_the_embeddings_of_the_keras_file(served, encoder, images):
+    expected = encoder(images)
+    files = [encoded(image) for image in images]
+    results = {
+        "serving_default": {"images": images.astype(np.float32)},
+        "serve_uint8": {"images": images},
+        "serve_bytes": {"image_bytes": tf.constant(files)},
+    }
+    for name, inputs in results.items():
+        embedding = served[name](**inputs)["embedding"]
+        assert embedding.dtype == tf.float32
+        print(f"{name}: largest difference {difference(embedding, expected):.1e}")
+        assert difference(embedding, expected) <= 1e-5
+
+
+def test_cifar10_images_have_the_same_embedding_in_memory_and_in_every_file(
+    shared, served, encoder, backbone
+):
+    cifar = data.load("cifar10", str(shared("tfds")), download=False).test
+    images = cifar.images[:256]
+    in_memory = encoders.build_encoder(backbone)(images)
+    files = [encoded(image) for image in images.numpy()]
+    others = {
+        "encoder.keras": encoder(images),
+        "serving_default": served["serving_default"](images=tf.cast(images, "float32"))[
+            "embedding"
+        ],
+        "serve_bytes": served["serve_bytes"](image_bytes=tf.constant(files))[
+            "embedding"
+        ],
+    }
+    for name, embedding in others.items():
+        found = difference(embedding, in_memory)
+        print(f"CIFAR-10, 256 images, {name}: largest difference {found:.1e}")
+        assert found <= 1e-5
+
+
+@pytest.mark.parametrize("size", [(32, 32), (48, 40), (90, 300)])
+def test_a_jpeg_is_embedded_as_tensorflow_reads_it(size, served, encoder, random):
+    coarse = random.integers(0, 256, [6, 8, 3]).astype(np.uint8)
+    pixels = np.asarray(Image.fromarray(coarse).resize(size[::-1], Image.BICUBIC))
+    jpeg = encoded(pixels, "JPEG", quality=90)
+    image = tf.io.decode_jpeg(jpeg, channels=3)
+    if size != (SIZE, SIZE):
+        scale = 37 / min(size)
+        shape = [round(side * scale) for side in size]
+        image = tf.image.resize(image, shape, antialias=True)
+        image = tf.image.resize_with_crop_or_pad(image, SIZE, SIZE)
+    expected = encoder(image[tf.newaxis])
+    embedding = served["serve_bytes"](image_bytes=tf.constant([jpeg]))["embedding"]
+    print(f"JPEG {size}: largest difference {difference(embedding, expected):.1e}")
+    assert difference(embedding, expected) <= 1e-5
+
+
+def test_a_process_with_tensorflow_alone_serves_the_same(
+    workdir, encoder, images, tmp_path
+):
+    np.savez(
+        tmp_path / "requests.npz",
+        images=images.astype(np.float32),
+        files=np.array([encoded(image) for image in images], object),
+    )
+    program = (
+        "import sys, numpy as np, tensorflow as tf\n"
+        f"served = tf.saved_model.load({str(workdir / 'export' / '1')!r}).signatures\n"
+        "requests = np.load('requests.npz', allow_pickle=True)\n"
+        "images = tf.constant(requests['images'])\n"
+        "files = tf.constant(list(requests['files']))\n"
+        "np.savez('answers.npz',\n"
+        "    pixels=served['serving_default'](images=images)['embedding'],\n"
+        "    files=served['serve_bytes'](image_bytes=files)['embedding'])\n"
+        "assert 'ressl_keras' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path)
+    for name, embedding in np.load(tmp_path / "answers.npz").items():
+        found = difference(embedding, encoder(images))
+        print(f"fresh process, {name}: largest difference {found:.1e}")
+        assert found <= 1e-5
+
+
+def test_saved_model_cli_shows_and_runs_both_signatures(
+    workdir, encoder, images, tmp_path
+):
+    model = workdir / "export" / "1"
+    np.save(tmp_path / "images.npy", images)
+    np.save(tmp_path / "files.npy", np.array([encoded(image) for image in images]))
+    cli = pathlib.Path(sys.executable).with_name("saved_model_cli")
+
+    def run(signature, inputs):
+        where = ["--dir", model, "--tag_set", "serve", "--signature_def", signature]
+        out = ["--outdir", tmp_path / signature]
+        return start(cli, "run", *where, "--inputs", inputs, *out)
+
+    def start(*command):
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    running = [
+        start(cli, "show", "--dir", model, "--all"),
+        run("serving_default", f"images={tmp_path}/images.npy"),
+        run("serve_bytes", f"image_bytes={tmp_path}/files.npy"),
+    ]
+    outputs = [process.communicate()[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0, 0]
+    for signature in ("serving_default", "serve_bytes"):
+        found = difference(
+            np.load(tmp_path / signature / "embedding.npy"), encoder(images)
+        )
+        print(f"saved_model_cli, {signature}: largest difference {found:.1e}")
+        assert found <= 1e-5
+    shown = outputs[0]
+    assert "signature_def['serving_default']" in shown
+    assert "signature_def['serve_bytes']" in shown
+    assert "shape: (-1, -1, -1, 3)" in shown and "shape: (-1, 32)" in shown
+
+
+@pytest.mark.parametrize("kind", ["text", "truncated", "empty"])
+def test_one_corrupt_image_is_named_and_the_next_request_is_answered(
+    kind, served, images
+):
+    jpeg = encoded(images[0], "JPEG")
+    corrupt = {"text": b"no image", "truncated": jpeg[:300], "empty": b""}[kind]
+    serve = served["serve_bytes"]
+    with pytest.raises(tf.errors.InvalidArgumentError) as caught:
+        serve(image_bytes=tf.constant([jpeg, jpeg, corrupt, jpeg]))
+    assert "image_bytes at [2] cannot be decoded" in str(caught.value)
+    assert serve(image_bytes=tf.constant([jpeg]))["embedding"].shape == (1, 32)
+
+
+def test_an_empty_batch_has_no_embeddings(served):
+    nothing = {
+        "serving_default": {"images": tf.zeros([0, SIZE, SIZE, 3])},
+        "serve_uint8": {"images": tf.zeros([0, SIZE, SIZE, 3], tf.uint8)},
+        "serve_bytes": {"image_bytes": tf.constant([], tf.string)},
+    }
+    for name, inputs in nothing.items():
+        assert served[name](**inputs)["embedding"].shape == (0, 32)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 500), (700, 3), (33, 31)])
+def test_images_of_any_shape_are_embedded(size, served, random):
+    pixels = random.integers(0, 256, [*size, 3]).astype(np.uint8)
+    result = served["serve_bytes"](image_bytes=tf.constant([encoded(pixels)]))
+    assert np.isfinite(result["embedding"]).all()
+    result = served["serving_default"](images=pixels[np.newaxis].astype(np.float32))
+    assert np.isfinite(result["embedding"]).all()
+
+
+@pytest.mark.parametrize(
+    "kind, mode, tolerance",
+    [
+        ("PNG", "L", 1e-5),
+        ("PNG", "RGBA", 1e-5),
+        ("PNG", "P", 1e-5),
+        ("PNG", "1", 1e-5),
+        # TensorFlow decodes JPEG with another, faster cosine transform.
+        ("JPEG", "L", 0.02),
+        ("JPEG", "CMYK", 0.02),
+    ],
+)
+def test_other_colour_spaces_are_read_as_pillow_reads_them(
+    kind, mode, tolerance, served, encoder, images
+):
+    image = encoded(images[3], kind, mode)
+    expected = encoder(
+        np.asarray(Image.open(io.BytesIO(image)).convert("RGB"))[np.newaxis]
+    )
+    embedding = served["serve_bytes"](image_bytes=tf.constant([image]))["embedding"]
+    print(f"{kind} {mode}: largest difference {difference(embedding, expected):.1e}")
+    assert difference(embedding, expected) <= tolerance
+
+
+def test_embeddings_have_unit_length_on_request(backbone, images, tmp_path):
+    encoder = encoders.build_encoder(backbone)
+    path = export.save_saved_model(encoder, SIZE, str(tmp_path), normalize=True)
+    served = tf.saved_model.load(path).signatures
+    embedding = served["serving_default"](images=images.astype(np.float32))["embedding"]
+    plain = encoder(images).numpy()
+    expected = plain / np.linalg.norm(plain, axis=1, keepdims=True)
+    np.testing.assert_allclose(embedding, expected, atol=1e-5)
+
+
+def test_a_new_export_takes_the_next_number_and_leaves_the_others(backbone, tmp_path):
+    encoder = encoders.build_encoder(backbone)
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "note").write_text("mine")
+    (tmp_path / "latest").mkdir()
+    first = export.save_saved_model(encoder, SIZE, str(tmp_path), warmup=False)
+    second = export.save_saved_model(encoder, SIZE, str(tmp_path), warmup=False)
+    assert [os.path.basename(path) for path in (first, second)] == ["8", "9"]
+    assert sorted(os.listdir(tmp_path)) == ["7", "8", "9", "latest"]
+    assert (tmp_path / "7" / "note").read_text() == "mine"
+
+
+def test_a_failed_export_leaves_nothing_behind(backbone, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(tf.saved_model, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        export.save_saved_model(encoders.build_encoder(backbone), SIZE, str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_saved_model_is_an_encoder_of_the_right_size(workdir, encoder, images):
+    loaded = encoders.load_encoder(str(workdir / "export" / "1"))
+    assert loaded.input_shape == (None, SIZE, SIZE, 3)
+    assert difference(loaded(images), encoder(images)) <= 1e-5
+
+
+def test_warmup_requests_are_answered_by_the_model(workdir, served):
+    apis = pytest.importorskip("tensorflow_serving.apis.prediction_log_pb2")
+    path = workdir / "export" / "1" / "assets.extra" / "tf_serving_warmup_requests"
+    asked = []
+    for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+        request = apis.PredictionLog.FromString(record).predict_log.request
+        inputs = {k: tf.make_ndarray(v) for k, v in request.inputs.items()}
+        inputs = {
+            k: tf.constant(v, tf.string if v.dtype == object else None)
+            for k, v in inputs.items()
+        }
+        name = request.model_spec.signature_name
+        count = len(next(iter(inputs.values())))
+        assert served[name](**inputs)["embedding"].shape == (count, 32)
+        asked.append(name)
+    assert set(asked) == {"serving_default", "serve_uint8", "serve_bytes"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run as training leaves it: flags and a checkpoint; and its model."""
+    folder = tmp_path_factory.mktemp("trained")
+    keras.utils.set_random_seed(3)
+    network = build_backbone("resnet10_small", (SIZE, SIZE, 3), width=4)
+    projector = keras.Sequential(
+        [
+            keras.Input([32]),
+            keras.layers.Dense(16, "relu"),
+            keras.layers.Dense(8),
+        ]
+    )
+    model = ReSSL(network, projector, queue_size=64)
+    model.teacher.set_weights([w + 0.01 for w in model.teacher.get_weights()])
+    model.compile(SGD(warmup_cosine(0.1, 10, 2)))
+    model.optimizer.build(model.trainable_variables)
+    model.optimizer.iterations.assign(7)
+    checkpoints.save(model, str(folder / "checkpoints"), 7)
+    flags = {
+        "backbone": "resnet10_small",
+        "width": 4,
+        "hidden_dim": 16,
+        "embedding_dim": 8,
+        "queue_size": 64,
+        "batch_size": 32,
+        "dataset": "shapes",
+        "image_size": SIZE,
+    }
+    lines = [f"--{name}={value}\n" for name, value in flags.items()]
+    (folder / "flags.txt").write_text("".join([*lines, "--noevaluate\n"]))
+    (folder / "metrics.csv").write_text("epoch,step,loss,knn_top1\n1,7,3.2,41.5\n")
+    return folder, model
+
+
+@pytest.mark.parametrize(
+    "network, with_projector", [("student", False), ("teacher", True)]
+)
+def test_the_encoder_of_a_run_is_the_network_that_was_asked_for(
+    network, with_projector, run, images
+):
+    folder, model = run
+    path = export.export_run(
+        str(folder), network, with_projector, progress=lambda line: None
+    )
+    layers = getattr(model, network).layers[: 2 if with_projector else 1]
+    expected = (images / 255 - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
+    for layer in layers:
+        expected = layer(expected)
+    assert difference(encoders.load_encoder(path)(images), expected) <= 1e-4
+    description = json.loads((folder / "encoder.json").read_text())
+    assert description["steps"] == 7 and description["dataset"] == "shapes"
+    judged = network == "student" and not with_projector
+    assert description["knn_top1"] == (41.5 if judged else None)
+
+
+def test_the_command_exports_a_run(run, images):
+    folder, _ = run
+    versions = len(list((folder / "export").glob("*")))
+    command = [sys.executable, "-m", "ressl_keras.export", f"--workdir={folder}"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "student of step 7" in result.stdout
+    assert len(list((folder / "export").glob("*"))) == versions + 1
+    assert "RuntimeWarning" not in result.stderr
+
+
+def test_what_cannot_be_exported_is_one_clear_line(run, tmp_path, monkeypatch):
+    folder, _ = run
+    with pytest.raises(UsageError, match="not a run"):
+        export.export_run(str(tmp_path))
+    (tmp_path / "flags.txt").write_text((folder / "flags.txt").read_text())
+    with pytest.raises(UsageError, match="no checkpoint"):
+        export.export_run(str(tmp_path))
+    with pytest.raises(UsageError, match="Unknown network"):
+        export.export_run(str(folder), "pupil")
+    with pytest.raises(UsageError, match="Unknown format"):
+        export.export_run(str(folder), formats=["caffe"])
+    monkeypatch.setattr(export, "_has", lambda module: False)
+    with pytest.raises(UsageError, match="pip install tf2onnx onnx"):
+        export.export_run(str(folder), formats=["onnx"])
+    with pytest.raises(UsageError, match="tensorflow-serving-api"):
+        export.export_run(str(folder), warmup=True)
+
+
+def test_onnx_computes_the_same(encoder, images, tmp_path):
+    pytest.importorskip("tf2onnx")
+    reference = pytest.importorskip("onnx.reference")
+    path = export.save_format(encoder, str(tmp_path), "onnx")
+    answer = reference.ReferenceEvaluator(path).run(
+        None, {"images": images[:4].astype(np.float32)}
+    )[0]
+    print(f"ONNX: largest difference {difference(answer, encoder(images[:4])):.1e}")
+    assert difference(answer, encoder(images[:4])) <= 1e-4
+
+
+def test_litert_computes_the_same(encoder, images, tmp_path):
+    path = export.save_format(encoder, str(tmp_path), "litert")
+    interpreter = tf.lite.Interpreter(path)
+    (takes,), (gives,) = (
+        interpreter.get_input_details(),
+        interpreter.get_output_details(),
+    )
+    interpreter.resize_tensor_input(takes["index"], [4, SIZE, SIZE, 3])
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(takes["index"], images[:4].astype(np.float32))
+    interpreter.invoke()
+    answer = interpreter.get_tensor(gives["index"])
+    print(f"LiteRT: largest difference {difference(answer, encoder(images[:4])):.1e}")
+    assert difference(answer, encoder(images[:4])) <= 1e-4
