@@ -1,54 +1,10 @@
-"""Neighbours and linear probe against scikit-learn."""
+"""Whole evaluations: all protocols, beside the untrained encoder."""
 
 import keras
 import numpy as np
 import pytest
-from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsClassifier
 
-from ressl_keras import UsageError, data, evaluation, shapes
-
-
-@pytest.fixture(scope="module")
-def features():
-    """Ten overlapping clouds in 64 dimensions."""
-    random = np.random.default_rng(0)
-    centres = random.normal(size=[10, 64]) * 0.35
-    labels = random.integers(0, 10, 6000)
-    points = (centres[labels] + random.normal(size=[6000, 64])).astype(np.float32)
-    return points[:5000], labels[:5000], points[5000:], labels[5000:]
-
-
-@pytest.mark.parametrize("k", [5, 200])
-def test_knn_matches_scikit_learn(features, k):
-    train, train_labels, test, test_labels = features
-    classifier = KNeighborsClassifier(
-        k, metric="cosine", weights=lambda distance: np.exp(-distance / 0.1)
-    )
-    expected = classifier.fit(train, train_labels).score(test, test_labels)
-    result = evaluation.knn(*features, k=k, block=300)
-    assert result["top1"] == pytest.approx(100 * expected, abs=0.11)
-    assert result["top1"] < result["top5"] <= 100
-
-
-def test_knn_takes_no_more_neighbours_than_there_are(features):
-    train, train_labels, test, test_labels = features
-    small = train[:50], train_labels[:50], test, test_labels
-    assert evaluation.knn(*small, k=200) == evaluation.knn(*small, k=50)
-
-
-def test_linear_probe_matches_scikit_learn(features):
-    train, train_labels, test, test_labels = features
-    mean, std = train.mean(0), train.std(0)
-    classifier = LogisticRegression(max_iter=1000)
-    classifier.fit((train - mean) / std, train_labels)
-    expected = 100 * classifier.score((test - mean) / std, test_labels)
-    assert abs(evaluation.linear_probe(*features)["top1"] - expected) <= 0.5
-
-
-def test_linear_probe_repeats_exactly(features):
-    small = [part[:500] for part in features]
-    assert evaluation.linear_probe(*small) == evaluation.linear_probe(*small)
+from ressl_keras import UsageError, data, encoders, evaluation, shapes
 
 
 @pytest.fixture
@@ -94,3 +50,54 @@ def test_an_unknown_protocol_or_data_without_labels_is_refused(dataset, encoder)
         evaluation.evaluate(encoder, dataset, ["knm"])
     with pytest.raises(UsageError, match="no labels"):
         evaluation.evaluate(encoder, data.Dataset("mine", dataset.pretrain))
+
+
+def test_every_protocol_is_judged_with_a_share_of_the_labels(
+    dataset, encoder, tmp_path
+):
+    lines = []
+    results = evaluation.evaluate(
+        encoder,
+        dataset,
+        ["knn", "linear", "finetune", "neighbours"],
+        label_fraction=0.1,
+        finetune_epochs=1,
+        picture=str(tmp_path / "neighbours.png"),
+        progress=lines.append,
+    )
+    assert "40 labels, 10 % of every class" in lines
+    for protocol in ("knn", "linear", "finetune"):
+        assert results[protocol]["label_fraction"] == 0.1
+        assert {"top1", "untrained_top1"} <= set(results[protocol])
+    assert set(results["neighbours"]) == {"picture", "agreement"}
+    assert len(evaluation.table(results).split("\n")) == 4
+    assert (tmp_path / "neighbours.png").exists()
+
+
+def test_a_saved_model_is_judged_without_an_untrained_twin(dataset, encoder, tmp_path):
+    encoder.export(tmp_path / "model", verbose=False)
+    frozen = encoders.load_encoder(str(tmp_path / "model"))
+    quiet = {"progress": lambda line: None}
+    results = evaluation.evaluate(frozen, dataset, **quiet)
+    expected = evaluation.evaluate(encoder, dataset, **quiet)
+    assert set(results["linear"]) == {"top1", "top5"}
+    assert results["knn"]["top1"] == expected["knn"]["top1"]
+    assert "-" in evaluation.table(results)
+    with pytest.raises(UsageError, match="cannot be fine-tuned"):
+        evaluation.evaluate(frozen, dataset, ["finetune"], **quiet)
+
+
+def test_cached_features_are_those_of_this_encoder_and_these_images(
+    dataset, encoder, tmp_path
+):
+    cache = str(tmp_path)
+    first, labels = evaluation.extract(encoder, dataset.test, cache=cache)
+    again, _ = evaluation.extract(encoder, dataset.test, cache=cache)
+    np.testing.assert_array_equal(first, again)
+    np.testing.assert_array_equal(labels, dataset.test.labels)
+    assert len(list(tmp_path.iterdir())) == 1
+    evaluation.extract(encoder, dataset.train, cache=cache)
+    evaluation.extract(evaluation.untrained(encoder), dataset.test, cache=cache)
+    few, _ = evaluation.extract(encoder, dataset.test, 7, cache=cache)
+    assert len(few) == 7
+    assert len(list(tmp_path.iterdir())) == 4

@@ -1,0 +1,76 @@
+"""Fine-tuning from an encoder's weights."""
+
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from ressl_keras import build_backbone, data, encoders, finetuning, labelled, shapes
+
+
+@pytest.fixture
+def images():
+    """Two classes that any network tells apart: dark and light."""
+    random = np.random.default_rng(0)
+    labels = np.arange(200) % 2
+    levels = np.where(labels, 180, 60)[:, np.newaxis, np.newaxis, np.newaxis]
+    pixels = random.normal(levels, 20, [200, 8, 8, 3]).clip(0, 255)
+    return data.ArrayImages(pixels.astype(np.uint8), labels)
+
+
+@pytest.fixture
+def encoder():
+    return encoders.build_encoder(build_backbone("resnet10_small", (8, 8, 3), width=4))
+
+
+def test_it_learns_and_leaves_the_encoder_as_it_is(images, encoder):
+    before = [weight.copy() for weight in encoder.get_weights()]
+    train = labelled.stratified(images, 0.5)
+    result = finetuning.finetune(encoder, train, images, epochs=20, batch_size=25)
+    assert result["top1"] >= 95
+    for weight, old in zip(encoder.get_weights(), before):
+        np.testing.assert_array_equal(weight, old)
+
+
+def test_the_same_seed_gives_the_same_result(images, encoder):
+    one, same = (
+        finetuning.finetune(encoder, images, images, 1, 50, seed=4) for _ in range(2)
+    )
+    assert one == same
+
+
+def test_the_example_finetunes_on_shapes(tmp_path):
+    backbone = build_backbone("resnet10_small", (32, 32, 3), width=4)
+    path = encoders.save_encoder(encoders.build_encoder(backbone), str(tmp_path), {})
+    result = subprocess.run(
+        [sys.executable, ROOT / "examples" / "finetune.py", path, "1"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "2"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    classifier = keras.models.load_model(tmp_path / "classifier.keras")
+    test, labels = shapes.render(500, seed=5)
+    scores = classifier.predict(test, verbose=0)
+    assert (scores.argmax(axis=1) == labels).mean() >= 0.2
+
+
+@pytest.mark.slow
+def test_one_percent_of_the_labels_goes_further_from_a_pretrained_encoder(shared):
+    """Set RESSL_ENCODER to the encoder of flags/cifar10_cpu.flags."""
+    if "RESSL_ENCODER" not in os.environ:
+        pytest.skip("RESSL_ENCODER names no encoder")
+    encoder = encoders.load_encoder(os.environ["RESSL_ENCODER"])
+    cifar = data.load("cifar10", str(shared("tfds")), download=False)
+    train = labelled.stratified(cifar.train, 0.01)
+    pretrained = finetuning.finetune(encoder, train, cifar.test)["top1"]
+    scratch = finetuning.finetune(keras.models.clone_model(encoder), train, cifar.test)[
+        "top1"
+    ]
+    print(f"500 labels: {pretrained:.2f} %, from scratch {scratch:.2f} %")
+    assert pretrained >= scratch + 5

@@ -1,0 +1,54 @@
+"""Nearest neighbours and their picture."""
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.neighbors import NearestNeighbors
+
+from ressl_keras import data, neighbours
+
+
+def test_the_nearest_are_those_of_scikit_learn(random):
+    queries, bank = random.normal(size=[9, 16]), random.normal(size=[60, 16])
+    search = NearestNeighbors(n_neighbors=5, metric="cosine").fit(bank)
+    expected = search.kneighbors(queries, return_distance=False)
+    np.testing.assert_array_equal(neighbours.nearest(queries, bank, 5), expected)
+
+
+@pytest.fixture
+def encoder():
+    """Embeds an image as its mean colour."""
+    return keras.Sequential(
+        [keras.Input([8, 8, 3]), keras.layers.GlobalAveragePooling2D()]
+    )
+
+
+@pytest.fixture
+def images():
+    """Twelve images in each of three colours, which are their classes."""
+    labels = np.arange(36) % 3
+    images = np.full([36, 8, 8, 3], 20, np.uint8)
+    images[np.arange(36), :, :, labels] = 200
+    return data.ArrayImages(images, labels)
+
+
+def test_the_picture_shows_queries_beside_their_neighbours(images, encoder, tmp_path):
+    path = str(tmp_path / "neighbours.png")
+    agreement = neighbours.picture(encoder, images, images, path, 3, 4, scale=2)
+    assert agreement == 100
+    picture = np.asarray(Image.open(path))
+    tile = 8 * 2 + 2 * 3 + 2 * 2
+    assert picture.shape == (3 * tile, 5 * tile + 12, 3)
+    for row in range(3):
+        for column in range(5):
+            x = column * tile + tile // 2 + (12 if column else 0)
+            assert picture[row * tile + tile // 2, x].argmax() == row
+    assert not list(tmp_path.glob("*writing*"))
+
+
+def test_images_without_labels_can_be_drawn(images, encoder, tmp_path):
+    plain = data.ArrayImages(images.images)
+    path = str(tmp_path / "neighbours.png")
+    assert neighbours.picture(encoder, plain, plain, path, 3, 4) is None
+    assert Image.open(path).size[1] == 3 * (8 * 8 + 10)
