@@ -390,6 +390,7 @@ def _build_model(flags, size):
     )
     model = ReSSL(network, projector, queue_size=int(flags["queue_size"]))
     model.compile(SGD(warmup_cosine(0.1, 2, 1)))
+    model.optimizer.build(model.trainable_variables)
     return model
 
 

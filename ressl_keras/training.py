@@ -8,7 +8,7 @@ import os
 import keras
 import tensorflow as tf
 
-from ressl_keras import checkpoints, distribution, export, views
+from ressl_keras import checkpoints, distribution, encoders, export, views
 from ressl_keras.backbones import build_backbone, build_projector
 from ressl_keras.callbacks import ContinuedEpoch, KNNMonitor, MetricsTable, Throughput
 from ressl_keras.data import training_batches
@@ -221,7 +221,7 @@ def pretrain(
             callbacks=callbacks,
             verbose=verbose if chief else 0,
         )
-    path = os.path.join(workdir, export.ENCODER_FILE)
+    path = os.path.join(workdir, encoders.ENCODER_FILE)
     if not chief:
         return path
 
