@@ -94,14 +94,15 @@ def main(argv):
 
 
 def run():
-    from ressl_keras import data, encoders, evaluation
+    from ressl_keras import data, encoders, evaluation, training
 
     encoder = encoders.load_encoder(FLAGS.encoder, FLAGS.preprocessing)
-    dataset = data.load(FLAGS.dataset, FLAGS.data_dir, FLAGS.download)
     at = FLAGS.encoder.rstrip("/")
     beside = encoders.is_frozen(encoder) or not os.path.isdir(at)
     folder = os.path.dirname(at) if beside else at
     output = FLAGS.output or os.path.join(folder, "evaluation.json")
+    training.prepare_workdir(os.path.dirname(output) or ".")
+    dataset = data.load(FLAGS.dataset, FLAGS.data_dir, FLAGS.download)
     results = evaluation.evaluate(
         encoder,
         dataset,

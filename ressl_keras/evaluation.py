@@ -5,6 +5,7 @@ accuracies of random features are far above chance and a figure alone says littl
 """
 
 import dataclasses
+import functools
 import hashlib
 import os
 import time
@@ -143,6 +144,8 @@ def evaluate(
     if "neighbours" in protocols:
         bank = dataset.train if dataset.labelled else dataset.pretrain
         queries = dataset.test if dataset.labelled else bank
+        if isinstance(bank, data.StreamedImages):
+            raise UsageError(f"{dataset.name} is too large to look for neighbours in.")
         agreement = neighbours.picture(encoder, queries, bank, picture)
         results["neighbours"] = {"picture": os.path.basename(picture)}
         if agreement is not None:
@@ -162,24 +165,21 @@ def evaluate(
             progress("The network cannot be made anew: no untrained figures.")
             continue
         which = "untrained" if prefix else "trained"
-        features = None
+        features = functools.cache(
+            functools.partial(_features, model, which, dataset, cache, progress)
+        )
         for protocol in judges:
-            if features is None and protocol != "finetune":
-                start = time.perf_counter()
-                features = [
-                    *extract(model, dataset.train, cache=cache),
-                    *extract(model, dataset.test, cache=cache),
-                ]
-                progress(f"features of the {which} encoder: {_seconds_since(start)}")
+            extracted = protocol == "knn" or (protocol, probe) == ("linear", "fast")
+            inputs = features() if extracted else ()
             start = time.perf_counter()
             if protocol == "knn":
-                accuracy = knn(*features)
+                accuracy = knn(*inputs)
             elif protocol == "finetune":
                 accuracy = finetuning.finetune(
                     model, dataset.train, dataset.test, finetune_epochs, seed=seed
                 )
             elif probe == "fast":
-                accuracy = linear_probe(*features, seed=seed)
+                accuracy = linear_probe(*inputs, seed=seed)
             else:
                 accuracy = probes.online_linear_probe(
                     model, dataset.train, dataset.test, seed=seed
@@ -188,6 +188,15 @@ def evaluate(
             for name, value in accuracy.items():
                 results[protocol][prefix + name] = round(value, 2)
     return results
+
+
+def _features(model, which, dataset, cache, progress):
+    """Training and test features and labels, as the judges take them."""
+    start = time.perf_counter()
+    train = extract(model, dataset.train, cache=cache)
+    test = extract(model, dataset.test, cache=cache)
+    progress(f"features of the {which} encoder: {_seconds_since(start)}")
+    return *train, *test
 
 
 def _seconds_since(start):

@@ -35,7 +35,7 @@ def picture(encoder, queries, bank, path, rows=12, columns=8, scale=None, verbos
     """Draws queries at the left and the images nearest to them in their row.
 
     Where there are labels, the queries are spread over the classes, and a frame says
-    whether a neighbour has the query's class (green) or another (red).
+    whether a neighbour has the query's class (green) or another (orange).
 
     Args:
         encoder: result of `load_encoder`.
