@@ -412,7 +412,7 @@ def main(argv):
             values.warmup,
             values.image_size,
         )
-    except UsageError as error:
+    except (UsageError, OSError) as error:  # such as a folder that is read-only
         print(f"export: error: {error}", file=sys.stderr)
         sys.exit(1)
 

@@ -1,7 +1,7 @@
 """Several devices and several processes against one.
 
 In processes of their own, since TensorFlow takes one strategy's devices for good. The
-table of docs/distributed.md: python -m pytest tests/test_distribution.py -s
+table of docs/distributed.md: python -m pytest -n 0 -s tests/test_distribution.py
 """
 
 import json
