@@ -45,8 +45,13 @@ def knn(
         similarities = tf.matmul(block_queries, bank, transpose_b=True)
         nearest, places = tf.math.top_k(similarities, k)
         weights = tf.exp((nearest - 1) / temperature)
-        votes = tf.one_hot(tf.gather(bank_labels, places), classes)
-        return tf.einsum("qk,qkc->qc", weights, votes)
+        return tf.math.bincount(
+            tf.gather(bank_labels, places),
+            weights,
+            minlength=classes,
+            maxlength=classes,
+            axis=-1,
+        )
 
     votes = [vote(queries[i : i + block]) for i in range(0, len(queries), block)]
     return accuracies(np.concatenate(votes), test_labels)
