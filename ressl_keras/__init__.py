@@ -8,7 +8,7 @@ if _keras.backend.backend() != "tensorflow":
         f"'{_keras.backend.backend()}'. Set KERAS_BACKEND=tensorflow."
     )
 
-from ressl_keras import backbones, losses, views
+from ressl_keras import backbones, losses, objectives, views
 from ressl_keras.backbones import build_backbone, build_projector
 from ressl_keras.encoders import encode, load_encoder
 from ressl_keras.errors import UsageError
@@ -28,6 +28,7 @@ __all__ = [
     "encode",
     "load_encoder",
     "losses",
+    "objectives",
     "views",
     "warmup_cosine",
 ]

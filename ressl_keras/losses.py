@@ -92,11 +92,24 @@ def info_nce_loss(student, teacher, queue, temperature=0.2):
         Loss per example, [batch], in nats.
     """
     student, teacher = _at_least_float32(student), _at_least_float32(teacher)
-    positive = tf.reduce_sum(
-        student * tf.stop_gradient(teacher), axis=-1, keepdims=True
+    positive = tf.reduce_sum(student * tf.stop_gradient(teacher), axis=-1)
+    return contrast(
+        relation_logits(student, tf.stop_gradient(queue), 1.0), positive, temperature
     )
-    negatives = relation_logits(student, tf.stop_gradient(queue), temperature)
-    logits = tf.concat([positive / temperature, negatives], axis=-1)
+
+
+def contrast(negatives, positive, temperature):
+    """InfoNCE from similarities.
+
+    Args:
+        negatives: float tensor [batch, count], similarities to the negatives.
+        positive: float tensor [batch], similarity to the positive.
+        temperature: positive number.
+
+    Returns:
+        Loss per example, [batch], in nats.
+    """
+    logits = tf.concat([positive[:, tf.newaxis], negatives], axis=-1) / temperature
     return tf.reduce_logsumexp(logits, axis=-1) - logits[:, 0]
 
 

@@ -3,10 +3,13 @@
 import keras
 import tensorflow as tf
 
-from ressl_keras import losses
+from ressl_keras import losses, objectives
 from ressl_keras.backbones import build_projector
 from ressl_keras.errors import UsageError
 from ressl_keras.queue import FeatureQueue
+
+# Draws of a step by number: the teacher's view, the student's, and far from those:
+_SHUFFLE = 1 << 16
 
 
 @keras.saving.register_keras_serializable("ressl_keras")
@@ -20,7 +23,8 @@ class ReSSL(keras.Model):
 
     Train it with `fit` on a dataset of uint8 image batches [batch, height, width, 3]
     (labels beside them are ignored), or of dicts `{"teacher": ..., "student": ...}`
-    where the two views start from different images, such as crops made while reading.
+    where the views start from different images, such as crops made while reading; the
+    student's are then one batch, or a tuple of one for each of its views.
     Called on normalised images, it returns the student's embeddings.
 
     Args:
@@ -29,7 +33,8 @@ class ReSSL(keras.Model):
             a two-layer head, 512 to 128.
         teacher_view: layer called as `view(images, training=True, seed=, first=)`;
             None where the dataset brings the teacher's views, normalised.
-        student_view: the same for the student.
+        student_view: the same for the student; or a list of several, whose losses are
+            averaged (multi-crop, section 4.4).
         queue_size: embeddings remembered, K in the paper.
         momentum: share of the old teacher kept at each step, m in the paper.
         student_temperature: temperature of the student's relation.
@@ -39,11 +44,20 @@ class ReSSL(keras.Model):
             the same queue (arXiv 2203.08717), since relations to a queue that means
             nothing yet teach little. 0 is the original method.
         info_nce_temperature: temperature of that objective.
-        seed: integer seed of the views and the queue.
+        objective: the method, as in `objectives`, in place of what the temperatures
+            and `info_nce_steps` say.
+        references: what both are compared with: `queue`, or `batch`, the teacher's
+            embeddings of the other images of the global batch.
+        predictor: `keras.Model` from embeddings to embeddings [batch, dim] that the
+            student has and the teacher has not (arXiv 2203.08717); by default none.
+        shuffle_teacher: whether the teacher's batch is shuffled over the replicas of
+            a distribution strategy, so that its batch norms see other company than the
+            student's.
+        seed: integer seed of the views, the queue and the shuffling.
 
     Raises:
         UsageError: if a temperature is not positive, the momentum is outside [0, 1],
-            or the queue has no rows.
+            the queue has no rows, or `references` is unknown.
 
     Example:
 
@@ -66,17 +80,21 @@ class ReSSL(keras.Model):
         teacher_temperature=0.04,
         info_nce_steps=0,
         info_nce_temperature=0.2,
+        objective=None,
+        references="queue",
+        predictor=None,
+        shuffle_teacher=False,
         seed=0,
         **kwargs,
     ):
         super().__init__(**kwargs)
-        for name, temperature in (
-            ("student_temperature", student_temperature),
-            ("teacher_temperature", teacher_temperature),
-            ("info_nce_temperature", info_nce_temperature),
-        ):
-            if not temperature > 0:
-                raise UsageError(f"{name} must be positive; got {temperature}.")
+        if objective is None:
+            objective = objectives.Relation(student_temperature, teacher_temperature)
+            if info_nce_steps:
+                info_nce = objectives.InfoNCE(info_nce_temperature)
+                objective = objectives.WarmUp(info_nce, objective, info_nce_steps)
+        if references not in ("queue", "batch"):
+            raise UsageError(f"references is queue or batch; got '{references}'.")
         if not 0 <= momentum <= 1:
             raise UsageError(f"momentum must lie in [0, 1]; got {momentum}.")
         self.queue_size = queue_size
@@ -85,12 +103,16 @@ class ReSSL(keras.Model):
         self.teacher_temperature = teacher_temperature
         self.info_nce_steps = info_nce_steps
         self.info_nce_temperature = info_nce_temperature
+        self.objective = objective
+        self.references = references
+        self.shuffle_teacher = shuffle_teacher
         self.seed = seed
 
         self.backbone = backbone
         self.projector = projector or build_projector(
             backbone.output_shape[-1], hidden_dim=512, output_dim=128
         )
+        self.predictor = predictor
         self.teacher_view, self.student_view = teacher_view, student_view
         self.student = keras.Sequential(
             [keras.Input(backbone.input_shape[1:]), self.backbone, self.projector],
@@ -128,56 +150,123 @@ class ReSSL(keras.Model):
         return _unit(self.student(images, training=training))
 
     def train_step(self, data):
-        teacher_images, student_images = self._views(data)
+        teacher_images, *student_images = self._views(data)
         learning_rate = self.optimizer.learning_rate
 
         with tf.GradientTape() as tape:
-            student = _unit(self.student(student_images, training=True))  # [b, D]
+            students = self._embed_crops(student_images)  # [b, D], one for each crop
             with tape.stop_recording():
                 self._update_teacher()
-                teacher = _unit(self.teacher(teacher_images, training=True))  # [b, D]
-            queue = self.queue.features  # [K, D]
-            student_logits = losses.relation_logits(
-                student, queue, self.student_temperature
-            )  # [b, K]
-            teacher_logits = losses.relation_logits(
-                teacher, queue, self.teacher_temperature
-            )  # [b, K]
-            loss = self._objective(
-                student, teacher, queue, student_logits, teacher_logits
-            )  # [b]
+                teacher = self._embed_teacher(teacher_images)  # [b, D]
+                everyone = _gather_replicas(teacher)  # [global b, D]
+                related = self._relate(teacher, everyone)  # [b, K]
+            relations = [self._relate(student, everyone) for student in students]
+            crop_losses = [
+                self.objective(
+                    relation,  # [b, K]
+                    related,
+                    positive=tf.reduce_sum(student * teacher, axis=-1),  # [b]
+                    step=self.optimizer.iterations,
+                )
+                for student, relation in zip(students, relations)
+            ]
+            loss = tf.add_n(crop_losses) / len(crop_losses)  # [b]
             # The optimizer sums gradients over replicas; the loss is their mean.
             replicas = self.distribute_strategy.num_replicas_in_sync
             scaled = self.optimizer.scale_loss(tf.reduce_mean(loss) / replicas)
 
-        variables = self.student.trainable_variables
+        variables = self.trainable_variables
         self.optimizer.apply(tape.gradient(scaled, variables), variables)
-        self.queue.enqueue(_gather_replicas(teacher))
-        logs = self._logs(loss, student, student_logits, teacher_logits)
+        self.queue.enqueue(everyone)
+        logs = self._logs(loss, students[0], relations[0], related)
         return {**logs, "learning_rate": learning_rate}
 
     def _views(self, data):
-        """Both views of a batch; the draws depend on seed, step and place only."""
+        """The teacher's view of a batch, then the student's, one or several.
+
+        The draws depend on seed, step and place only.
+        """
         images = keras.utils.unpack_x_y_sample_weight(data)[0]
         if not isinstance(images, dict):
             images = {"teacher": images, "student": images}
-        step = tf.cast(self.optimizer.iterations, tf.int32)
+        student_views = _listed(self.student_view)
+        student_images = _listed(images["student"])
+        if len(student_images) == 1:
+            student_images *= len(student_views)
         context = tf.distribute.get_replica_context()
         views = []
-        for index, (name, view) in enumerate(
-            [("teacher", self.teacher_view), ("student", self.student_view)]
+        for index, (view, batch) in enumerate(
+            zip(
+                [self.teacher_view, *student_views],
+                [images["teacher"], *student_images],
+                strict=True,
+            )
         ):
-            batch = images[name]
             if view is not None:
-                seed = tf.random.experimental.stateless_fold_in(
-                    tf.stack([self.seed, step]), index
-                )
                 first = 0
                 if context.num_replicas_in_sync > 1:
                     first = context.replica_id_in_sync_group * tf.shape(batch)[0]
-                batch = view(batch, training=True, seed=seed, first=first)
+                batch = view(batch, training=True, seed=self._draw(index), first=first)
             views.append(batch)
         return views
+
+    def _draw(self, fold):
+        """Seed [2] of one of the step's draws."""
+        step = tf.cast(self.optimizer.iterations, tf.int32)
+        return tf.random.experimental.stateless_fold_in(
+            tf.stack([self.seed, step]), fold
+        )
+
+    def _embed_crops(self, crops):
+        """The student's unit embeddings of each crop; one pass for each size."""
+        embeddings = [None] * len(crops)
+        for size in dict.fromkeys(crop.shape[1:3] for crop in crops):
+            places = [i for i, crop in enumerate(crops) if crop.shape[1:3] == size]
+            images = tf.concat([crops[i] for i in places], axis=0)
+            embedded = self.student(images, training=True)
+            if self.predictor is not None:
+                embedded = self.predictor(embedded, training=True)
+            for i, part in zip(places, tf.split(_unit(embedded), len(places))):
+                embeddings[i] = part
+        return embeddings
+
+    def _embed_teacher(self, images):
+        """The teacher's unit embeddings, of a shuffled batch where this is asked for.
+
+        As in the reference: the images of all replicas are dealt out anew for the pass
+        and their embeddings brought back, so that a batch norm of the teacher takes its
+        statistics over other images than the student's.
+        """
+        context = tf.distribute.get_replica_context()
+        if not self.shuffle_teacher or context.num_replicas_in_sync == 1:
+            return _unit(self.teacher(images, training=True))
+        count = tf.shape(images)[0]
+        own = context.replica_id_in_sync_group * count + tf.range(count)
+        lots = tf.random.stateless_uniform(
+            [count * context.num_replicas_in_sync], self._draw(_SHUFFLE), alg="philox"
+        )
+        order = tf.argsort(lots)  # the same on every replica
+        dealt = tf.gather(_gather_replicas(images), tf.gather(order, own))
+        dealt = tf.ensure_shape(dealt, images.shape)
+        embedded = _gather_replicas(_unit(self.teacher(dealt, training=True)))
+        places = tf.gather(tf.argsort(order), own)
+        return tf.ensure_shape(
+            tf.gather(embedded, places), [images.shape[0], embedded.shape[-1]]
+        )
+
+    def _relate(self, embeddings, everyone):
+        """Cosine similarities [b, K] to the references.
+
+        With the batch as the references an image is none of its own: its place gets a
+        similarity that no softmax gives weight to.
+        """
+        if self.references == "queue":
+            return losses.relation_logits(embeddings, self.queue.features, 1.0)
+        context = tf.distribute.get_replica_context()
+        count, total = tf.shape(embeddings)[0], tf.shape(everyone)[0]
+        first = context.replica_id_in_sync_group * count
+        own = tf.one_hot(first + tf.range(count), total, on_value=True, off_value=False)
+        return tf.where(own, -1e3, losses.relation_logits(embeddings, everyone, 1.0))
 
     def _update_teacher(self):
         for teacher, student in self._averaged:
@@ -185,26 +274,12 @@ class ReSSL(keras.Model):
             # Each replica writes its own copy; all compute the same number.
             tf.raw_ops.AssignVariableOp(resource=teacher.value.handle, value=average)
 
-    def _objective(self, student, teacher, queue, student_logits, teacher_logits):
-        def relational():
-            return losses.cross_entropy(student_logits, teacher_logits)
-
-        def info_nce():
-            return losses.info_nce_loss(
-                student, teacher, queue, self.info_nce_temperature
-            )
-
-        if not self.info_nce_steps:
-            return relational()
-        early = self.optimizer.iterations < self.info_nce_steps
-        return tf.cond(early, info_nce, relational)
-
-    def _logs(self, loss, student, student_logits, teacher_logits):
-        same = tf.argmax(student_logits, -1) == tf.argmax(teacher_logits, -1)
+    def _logs(self, loss, student, relation, teacher_relation):
+        same = tf.argmax(relation, -1) == tf.argmax(teacher_relation, -1)
         values = (
             loss,
-            losses.entropy(teacher_logits),
-            losses.entropy(student_logits),
+            losses.entropy(teacher_relation / self.objective.teacher_temperature),
+            losses.entropy(relation / self.objective.student_temperature),
             tf.cast(same, tf.float32),
             tf.fill(tf.shape(loss), _global_std(student)),
         )
@@ -239,24 +314,42 @@ class ReSSL(keras.Model):
             "backbone": serialize(self.backbone),
             "projector": serialize(self.projector),
             "teacher_view": serialize(self.teacher_view),
-            "student_view": serialize(self.student_view),
+            "student_view": [serialize(view) for view in self.student_view]
+            if isinstance(self.student_view, (list, tuple))
+            else serialize(self.student_view),
             "queue_size": self.queue_size,
             "momentum": self.momentum,
             "student_temperature": self.student_temperature,
             "teacher_temperature": self.teacher_temperature,
             "info_nce_steps": self.info_nce_steps,
             "info_nce_temperature": self.info_nce_temperature,
+            "objective": serialize(self.objective),
+            "references": self.references,
+            "predictor": serialize(self.predictor),
+            "shuffle_teacher": self.shuffle_teacher,
             "seed": self.seed,
         }
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        for part in ("backbone", "projector", "teacher_view", "student_view"):
-            if isinstance(config.get(part), dict):
-                config[part] = keras.saving.deserialize_keras_object(
-                    config[part], custom_objects=custom_objects
-                )
+        def deserialize(part):
+            if isinstance(part, list):
+                return [deserialize(element) for element in part]
+            if not isinstance(part, dict):
+                return part
+            return keras.saving.deserialize_keras_object(
+                part, custom_objects=custom_objects
+            )
+
+        parts = ("backbone", "projector", "teacher_view", "student_view")
+        for part in (*parts, "objective", "predictor"):
+            config[part] = deserialize(config.get(part))
         return cls(**config)
+
+
+def _listed(one_or_several):
+    several = isinstance(one_or_several, (list, tuple))
+    return list(one_or_several) if several else [one_or_several]
 
 
 def _unit(embeddings):
@@ -270,10 +363,10 @@ def _gather_replicas(embeddings):
     context = tf.distribute.get_replica_context()
     if context.num_replicas_in_sync == 1:
         return embeddings
-    batch, dim = embeddings.shape
+    batch, *rest = embeddings.shape
     gathered = context.all_gather(embeddings, axis=0)  # loses the static shape
     total = batch and batch * context.num_replicas_in_sync
-    return tf.ensure_shape(gathered, [total, dim])
+    return tf.ensure_shape(gathered, [total, *rest])
 
 
 def _global_std(embeddings):
