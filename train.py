@@ -35,6 +35,12 @@ flags.DEFINE_bool("download", True, "Whether TensorFlow Datasets may download.")
 flags.DEFINE_bool(
     "check_images", True, "Decode every image of a folder once before training."
 )
+flags.DEFINE_enum(
+    "method",
+    "ressl",
+    ["ressl", "moco_v2"],
+    "moco_v2 is the baseline: InfoNCE over the same queue, both views strong.",
+)
 flags.DEFINE_string(
     "backbone",
     "resnet18_small",
@@ -51,10 +57,37 @@ flags.DEFINE_integer(
     "Side of the views in pixels. Default: the images' own, 224 where they vary.",
     lower_bound=8,
 )
+flags.DEFINE_list(
+    "crops",
+    None,
+    "Sides of the student's crops in pixels, such as 224,192,160,128,96; the loss is "
+    "the mean over them. Default: one of --image_size.",
+)
+flags.DEFINE_enum(
+    "teacher_view",
+    None,
+    ["weak", "strong"],
+    "Augmentation of the teacher's images. Default: weak for ressl, strong for "
+    "moco_v2.",
+)
 flags.DEFINE_integer(
     "hidden_dim", 512, "Width of the projector's hidden layer.", lower_bound=1
 )
 flags.DEFINE_integer("embedding_dim", 128, "Length of the embeddings.", lower_bound=1)
+flags.DEFINE_integer(
+    "predictor_dim",
+    0,
+    "Width of the hidden layer of a predictor that only the student has (arXiv "
+    "2203.08717); 0: none.",
+    lower_bound=0,
+)
+flags.DEFINE_enum(
+    "references",
+    "queue",
+    ["queue", "batch"],
+    "What embeddings are compared with: the queue or, to do without one, the teacher's "
+    "embeddings of the other images of the batch.",
+)
 flags.DEFINE_integer(
     "queue_size", 4096, "Teacher embeddings remembered, K in the paper.", lower_bound=1
 )
@@ -78,7 +111,9 @@ flags.DEFINE_float(
     "the original method.",
     lower_bound=0,
 )
-flags.DEFINE_float("info_nce_temperature", 0.2, "Temperature of InfoNCE.")
+flags.DEFINE_float(
+    "info_nce_temperature", 0.2, "Temperature of InfoNCE, in moco_v2 too."
+)
 flags.DEFINE_integer("epochs", 200, "Passes over the data set.", lower_bound=1)
 flags.DEFINE_integer(
     "max_steps", None, "Stop after so many steps, if that is sooner.", lower_bound=1
@@ -123,9 +158,9 @@ flags.DEFINE_integer(
 flags.DEFINE_enum(
     "batch_norm",
     "per_replica",
-    ["per_replica", "synchronized"],
-    "What batch norms take their statistics from: the images of one replica, or the "
-    "global batch.",
+    ["per_replica", "shuffled", "synchronized"],
+    "What batch norms take their statistics from: the images of one replica; the same, "
+    "with the teacher's batch shuffled over the replicas; or the global batch.",
 )
 flags.DEFINE_enum(
     "precision",
@@ -143,6 +178,11 @@ flags.DEFINE_bool(
 
 for _name in ("student_temperature", "teacher_temperature", "info_nce_temperature"):
     flags.register_validator(_name, lambda value: value > 0, "must be positive")
+flags.register_validator(
+    "crops",
+    lambda value: all(side.isdigit() and int(side) > 7 for side in value or []),
+    "must be integers of at least 8",
+)
 
 # What a continued run may change without becoming another run.
 _FREE = {
@@ -214,6 +254,7 @@ def run():
     arguments = {
         flag.name: flag.value for flag in own_flags() if flag.name not in outside
     }
+    arguments["crops"] = [int(side) for side in FLAGS.crops or []] or None
     encoder = training.pretrain(
         dataset,
         FLAGS.workdir,

@@ -336,7 +336,15 @@ def _tfds_images(builder, split, memory_limit):
 
 
 def training_batches(
-    images, batch_size, seed, first_step, last_step, size=None, worker=0, workers=1
+    images,
+    batch_size,
+    seed,
+    first_step,
+    last_step,
+    size=None,
+    worker=0,
+    workers=1,
+    crops=None,
 ):
     """Batches of the steps from `first_step` up to, not including, `last_step`.
 
@@ -352,12 +360,15 @@ def training_batches(
         size: side of the crops, for images of several sizes.
         worker: number of this worker, from 0.
         workers: how many workers share each global batch, in equal parts.
+        crops: sides of the student's crops, for images of several sizes; by default
+            one of `size`.
 
     Returns:
         A `tf.data.Dataset`: of uint8 batches [batch_size / workers, height, width, 3]
         where the images have one size, so that the views can be made on the device;
         else of dicts of two such batches, `teacher` and `student`, each a random
-        resized crop and flip of its own, since only crops can be batched.
+        resized crop and flip of its own, since only crops can be batched; with several
+        `crops`, `student` is a tuple of batches.
     """
     share = batch_size // workers
     if images.same_size:
@@ -366,7 +377,7 @@ def training_batches(
         )
         return indices.map(images.read, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
-    crop = views.RandomResizedCropAndFlip(size)
+    teacher_crop, *student_crops = views.crops_and_flips(size, crops)
     steps_per_epoch = len(images) // batch_size
 
     def step_and_place(example):
@@ -376,14 +387,19 @@ def training_batches(
     def crops(image, example):
         step, place = step_and_place(example)
         image = tf.cast(image, tf.float32)[tf.newaxis] / 255
-        pair = {}
-        for index, name in enumerate(("teacher", "student")):
+
+        def cut(crop, fold):
             draw = tf.stack([tf.constant(seed, tf.int64), step])
-            # Folds 0 and 1 are the model's own, for the rest of the two views.
-            draw = tf.random.experimental.stateless_fold_in(draw, 2 + index)
+            draw = tf.random.experimental.stateless_fold_in(draw, fold)
             cropped = crop(image, seed=draw, first=place)[0]
-            pair[name] = tf.cast(tf.round(cropped * 255), tf.uint8)
-        return pair
+            return tf.cast(tf.round(cropped * 255), tf.uint8)
+
+        # Far from the model's own folds, for the rest of the views.
+        cuts = [cut(crop, 1000 + index) for index, crop in enumerate(student_crops, 1)]
+        return {
+            "teacher": cut(teacher_crop, 1000),
+            "student": cuts[0] if len(cuts) == 1 else tuple(cuts),
+        }
 
     def read_and_crop(example):
         step, place = step_and_place(example)

@@ -89,18 +89,21 @@ class ReSSL(keras.Model):
     ):
         super().__init__(**kwargs)
         if objective is None:
-            objective = objectives.Relation(student_temperature, teacher_temperature)
-            if info_nce_steps:
-                info_nce = objectives.InfoNCE(info_nce_temperature)
-                objective = objectives.WarmUp(info_nce, objective, info_nce_steps)
+            objective = objectives.build_objective(
+                "ressl",
+                student_temperature,
+                teacher_temperature,
+                info_nce_temperature,
+                info_nce_steps,
+            )
         if references not in ("queue", "batch"):
             raise UsageError(f"references is queue or batch; got '{references}'.")
         if not 0 <= momentum <= 1:
             raise UsageError(f"momentum must lie in [0, 1]; got {momentum}.")
         self.queue_size = queue_size
         self.momentum = momentum
-        self.student_temperature = student_temperature
-        self.teacher_temperature = teacher_temperature
+        self.student_temperature = objective.student_temperature
+        self.teacher_temperature = objective.teacher_temperature
         self.info_nce_steps = info_nce_steps
         self.info_nce_temperature = info_nce_temperature
         self.objective = objective

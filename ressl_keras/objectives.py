@@ -9,7 +9,41 @@ import keras
 import tensorflow as tf
 
 from ressl_keras import losses
-from ressl_keras.errors import UsageError
+from ressl_keras.errors import UsageError, near
+
+# Methods by name, and the view that the teacher of each has unless told otherwise.
+METHODS = {"ressl": "weak", "moco_v2": "strong"}
+
+
+def build_objective(
+    method,
+    student_temperature=0.1,
+    teacher_temperature=0.04,
+    info_nce_temperature=0.2,
+    info_nce_steps=0,
+):
+    """The objective of a method.
+
+    Args:
+        method: `ressl` or `moco_v2`.
+        student_temperature: of the relation.
+        teacher_temperature: of the relation.
+        info_nce_temperature: of MoCo v2, and of ReSSL's warm-up.
+        info_nce_steps: steps of ReSSL's warm-up with InfoNCE; 0 for none.
+
+    Returns:
+        A `Relation`, `InfoNCE` or `WarmUp`.
+
+    Raises:
+        UsageError: if the method is unknown or a temperature is not positive.
+    """
+    if method not in METHODS:
+        raise UsageError(f"Unknown method '{method}'. {near(method, METHODS)}")
+    info_nce = InfoNCE(info_nce_temperature)
+    relation = Relation(student_temperature, teacher_temperature)
+    if method == "moco_v2":
+        return info_nce
+    return WarmUp(info_nce, relation, info_nce_steps) if info_nce_steps else relation
 
 
 def check_positive(**numbers):

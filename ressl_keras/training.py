@@ -8,7 +8,14 @@ import os
 import keras
 import tensorflow as tf
 
-from ressl_keras import checkpoints, distribution, encoders, export, views
+from ressl_keras import (
+    checkpoints,
+    distribution,
+    encoders,
+    export,
+    objectives,
+    views,
+)
 from ressl_keras.backbones import build_backbone, build_projector
 from ressl_keras.callbacks import ContinuedEpoch, KNNMonitor, MetricsTable, Throughput
 from ressl_keras.data import training_batches
@@ -21,11 +28,16 @@ def pretrain(
     dataset,
     workdir,
     *,
+    method="ressl",
     backbone="resnet18_small",
     width=64,
     image_size=None,
+    crops=None,
+    teacher_view=None,
     hidden_dim=512,
     embedding_dim=128,
+    predictor_dim=0,
+    references="queue",
     queue_size=4096,
     momentum=0.99,
     student_temperature=0.1,
@@ -54,18 +66,27 @@ def pretrain(
     Args:
         dataset: `data.Dataset`.
         workdir: folder of the run's files; made if absent.
+        method: `ressl` or `moco_v2`, the baseline of InfoNCE.
         backbone: name for `build_backbone`.
         width: channels of the first stage, for the small ResNets.
         image_size: side of the views in pixels; None takes the images' own, or 224
             where they have several.
+        crops: sides of the student's views in pixels, whose losses are averaged
+            (multi-crop); by default one of `image_size`.
+        teacher_view: augmentation of the teacher's images, `weak` or `strong`; by
+            default weak for ReSSL and strong for MoCo v2.
         hidden_dim: width of the projector's hidden layer.
         embedding_dim: length of the embeddings.
+        predictor_dim: width of the hidden layer of a predictor that only the student
+            has (arXiv 2203.08717); 0 for none.
+        references: what embeddings are compared with, `queue` or, to do without one,
+            the other images of the `batch`.
         queue_size: embeddings remembered.
         momentum: share of the old teacher kept at each step.
         student_temperature: temperature of the student's relation.
         teacher_temperature: temperature of the teacher's.
         info_nce_epochs: epochs of InfoNCE at the start; 0 is the original method.
-        info_nce_temperature: its temperature.
+        info_nce_temperature: temperature of InfoNCE.
         epochs: passes over the data set.
         max_steps: stop after so many steps, if that is sooner; the learning rate
             then decays over those.
@@ -78,7 +99,9 @@ def pretrain(
         checkpoint_every: steps between two checkpoints.
         keep_checkpoints: checkpoints kept.
         batch_norm: what a batch norm takes its statistics from: the images of its
-            replica, `per_replica`, or the global batch, `synchronized`.
+            replica, `per_replica`; the same, but with the teacher's batch shuffled
+            over the replicas, `shuffled`, as the reference does; or the global batch,
+            `synchronized`.
         precision: Keras dtype policy of the networks: `float32`, `mixed_bfloat16` or
             `mixed_float16`. Relations, queue and loss stay in float32.
         jit_compile: whether to compile the step with XLA; None does so on one GPU.
@@ -109,10 +132,17 @@ def pretrain(
             f"The batch of {batch_size} cannot be shared out to {replicas} replicas "
             "in equal parts."
         )
-    if batch_norm not in ("per_replica", "synchronized"):
-        raise UsageError(
-            f"batch_norm is per_replica or synchronized; got '{batch_norm}'."
-        )
+    for name, value, known in (
+        ("method", method, tuple(objectives.METHODS)),
+        ("teacher_view", teacher_view, (None, "weak", "strong")),
+        ("references", references, ("queue", "batch")),
+        ("batch_norm", batch_norm, ("per_replica", "shuffled", "synchronized")),
+    ):
+        if value not in known:
+            known = " or ".join(filter(None, known))
+            raise UsageError(f"{name} is {known}; got '{value}'.")
+    if min(crops or [1]) < 1:
+        raise UsageError(f"Crops need a positive size; got {crops}.")
     if queue_size < batch_size:
         raise UsageError(
             f"The queue of {queue_size} is smaller than the batch of {batch_size}."
@@ -134,22 +164,37 @@ def pretrain(
 
     keras.utils.set_random_seed(seed)
     with strategy.scope(), _dtype_policy(precision):
+        # Crops of several sizes need a network that takes any.
+        side = image_size if set(crops or ()) <= {image_size} else None
         network = build_backbone(
             backbone,
-            (image_size, image_size, 3),
+            (side, side, 3),
             width=width,
             synchronized=batch_norm == "synchronized",
         )
         model = ReSSL(
             network,
             build_projector(network.output_shape[-1], hidden_dim, embedding_dim),
-            *_device_views(dataset.pretrain.same_size, image_size),
+            *_device_views(
+                dataset.pretrain.same_size,
+                image_size,
+                crops,
+                teacher_view or objectives.METHODS[method],
+            ),
             queue_size=queue_size,
             momentum=momentum,
-            student_temperature=student_temperature,
-            teacher_temperature=teacher_temperature,
-            info_nce_steps=round(info_nce_epochs * steps_per_epoch),
-            info_nce_temperature=info_nce_temperature,
+            objective=objectives.build_objective(
+                method,
+                student_temperature,
+                teacher_temperature,
+                info_nce_temperature,
+                info_nce_steps=round(info_nce_epochs * steps_per_epoch),
+            ),
+            references=references,
+            predictor=build_projector(embedding_dim, predictor_dim, embedding_dim)
+            if predictor_dim
+            else None,
+            shuffle_teacher=batch_norm == "shuffled",
             seed=seed,
         )
         model.compile(
@@ -159,7 +204,7 @@ def pretrain(
         model.optimizer.build(model.trainable_variables)
         # Shares the weights in training, so it is always the encoder of the moment.
         encoder = keras.Sequential(
-            [keras.Input(network.input_shape[1:]), views.View([]), network]
+            [keras.Input((image_size, image_size, 3)), views.View([]), network]
         )
 
     folder = os.path.join(workdir, "checkpoints")
@@ -213,6 +258,7 @@ def pretrain(
                 first,
                 last,
                 image_size,
+                crops=crops,
             ),
             strategy=strategy,
             initial_epoch=epoch,
@@ -225,8 +271,13 @@ def pretrain(
     if not chief:
         return path
 
+    if not side:
+        # The file is for images of the run's size.
+        weights = network.get_weights()
+        network = build_backbone(backbone, (image_size, image_size, 3), width=width)
+        network.set_weights(weights)
     description = {
-        "method": "ressl",
+        "method": method,
         "backbone": backbone,
         "dataset": dataset.name,
         "steps": total_steps,
@@ -271,11 +322,16 @@ def prepare_workdir(workdir):
         ) from error
 
 
-def _device_views(same_size, image_size):
-    """What is left of the two views after reading: all, or all but the crop."""
-    if same_size:
-        return views.weak_view(image_size), views.strong_view(image_size)
-    return views.View([]), views.View(views.photometric_operations())
+def _device_views(same_size, image_size, crops, teacher_view):
+    """What is left of the views after reading: all, or all but the crops."""
+    moves = views.crops_and_flips(image_size, crops)
+    teacher, *student = [[move] if same_size else [] for move in moves]
+    if teacher_view == "strong":
+        teacher += views.photometric_operations()
+    return views.View(teacher), [
+        views.View([*operations, *views.photometric_operations()])
+        for operations in student
+    ]
 
 
 def _segments(first, last, steps_per_epoch):

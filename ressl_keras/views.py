@@ -509,6 +509,44 @@ def strong_view(size, scale=(0.2, 1.0), **kwargs):
     )
 
 
+def crop_scale(size, image_size):
+    """Shares of the image's area that a crop of the multi-crop recipe may cover.
+
+    They shrink with the side of the crop, so that its pixels stay about as large: 0.2-1
+    for 224 of 224 pixels, 0.086-0.429 for 96. The paper's figures are rounded; other
+    sizes are given the same proportion.
+
+    Args:
+        size: side of the crop in pixels.
+        image_size: side of the teacher's view in pixels.
+
+    Returns:
+        (smallest, largest) share.
+    """
+    largest = _PAPER_CROPS.get(size / image_size, min(size / image_size, 1.0))
+    return round(0.2 * largest, 3), largest
+
+
+# Side of a crop as a share of the teacher's, and the largest area (arXiv 2107.09282).
+_PAPER_CROPS = {192 / 224: 0.86, 160 / 224: 0.715, 128 / 224: 0.571, 96 / 224: 0.429}
+
+
+def crops_and_flips(image_size, crops=None):
+    """The parts of all views that move pixels: the teacher's, then the student's.
+
+    Args:
+        image_size: side of the teacher's view in pixels.
+        crops: sides of the student's views; by default one like the teacher's.
+
+    Returns:
+        List of `RandomResizedCropAndFlip`.
+    """
+    return [
+        RandomResizedCropAndFlip(size, crop_scale(size, image_size))
+        for size in (image_size, *(crops or [image_size]))
+    ]
+
+
 def photometric_operations():
     """The part of the strong view that leaves every pixel in its place."""
     return [RandomColorJitter(), RandomGrayscale(), RandomGaussianBlur()]
