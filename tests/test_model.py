@@ -212,6 +212,159 @@ def test_info_nce_is_the_objective_of_the_first_steps_only(random):
     )
 
 
+def make_crops(sizes, **options):
+    """A model whose student sees crops of these sizes, and a batch of its views."""
+    keras.utils.set_random_seed(0)
+    model = ReSSL(
+        tiny.build_backbone(input_shape=(None, None, 3)),
+        build_projector(4, 16, 6),
+        views.weak_view(8),
+        [views.strong_view(size, views.crop_scale(size, 8)) for size in sizes],
+        queue_size=20,
+        **options,
+    )
+    model.compile(SGD(0.03, l2=1e-3), jit_compile=False)
+    return model
+
+
+def single_crops(teacher, crops, **options):
+    """Loss and learned weights of one model for each crop, which sees nothing else."""
+    for crop in crops:
+        keras.utils.set_random_seed(0)
+        model = ReSSL(
+            tiny.build_backbone(input_shape=(None, None, 3)),
+            build_projector(4, 16, 6),
+            queue_size=20,
+            **options,
+        )
+        model.compile(SGD(0.03, l2=1e-3), jit_compile=False)
+        logs = model.train_step({"teacher": teacher, "student": crop})
+        yield float(logs["loss"]), values(model.student.trainable_variables)
+
+
+@pytest.mark.parametrize("options", [{}, {"info_nce_steps": 1}])
+def test_multi_crop_is_the_mean_of_single_crops(random, options):
+    """In loss and in what is learned: the first step of SGD is linear in the loss."""
+    model = make_crops([8, 6, 4], **options)
+    batch = next(iter(batches(random, 1)))
+    teacher, *crops = model._views(batch)
+    assert [crop.shape[1] for crop in crops] == [8, 6, 4]
+    logs = model.train_step(batch)
+    singles, learned = zip(*single_crops(teacher, crops, **options))
+    np.testing.assert_allclose(logs["loss"], np.mean(singles), rtol=1e-5)
+    for mine, theirs in zip(values(model.student.trainable_variables), zip(*learned)):
+        np.testing.assert_allclose(mine, np.mean(theirs, axis=0), atol=1e-5)
+
+
+def test_crops_of_one_size_share_a_pass(random):
+    """A batch norm then sees them as one batch: its running mean moves once, towards
+    the mean over both, where two passes would move it twice."""
+    model = make_crops([8, 8])
+    batch = next(iter(batches(random, 1)))
+    _, *crops = model._views(batch)
+    assert not np.allclose(*crops)
+    kernel = model.student.layers[0].layers[1].kernel
+    mean = np.mean(tf.nn.conv2d(tf.concat(crops, 0), kernel, 1, "SAME"), axis=(0, 1, 2))
+    model.train_step(batch)
+    norm = model.student.layers[0].layers[2]
+    np.testing.assert_allclose(norm.moving_mean, 0.1 * mean, atol=1e-5)
+
+
+def test_crops_may_have_been_made_while_reading(random):
+    """As a tuple in the place of the student's images."""
+    model, twin = make_crops([8, 6]), make_crops([8, 6])
+    images = tf.constant(random.integers(0, 256, [2, 8, 8, 8, 3]).astype(np.uint8))
+    pair = model._views({"teacher": images[0], "student": (images[0], images[1])})
+    np.testing.assert_array_equal(pair[1], twin._views(images[0])[1])
+    np.testing.assert_array_equal(pair[2], twin._views(images[1])[2])
+
+
+def test_without_a_queue_the_other_images_of_the_batch_are_the_references(random):
+    model, twin = make(references="batch"), make(references="batch")
+    batch = next(iter(batches(random, 1)))
+    weak, strong = twin._views(batch)
+
+    def unit(x):
+        return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+    teacher = unit(twin.teacher(weak, training=True).numpy())
+    student = unit(twin.student(strong, training=True).numpy())
+    others = ~np.eye(8, dtype=bool)
+    target = np.exp((teacher @ teacher.T)[others].reshape(8, 7) / 0.04)
+    target /= target.sum(-1, keepdims=True)
+    scores = np.exp((student @ teacher.T)[others].reshape(8, 7) / 0.1)
+    scores /= scores.sum(-1, keepdims=True)
+    loss = -(target * np.log(scores)).sum(-1).mean()
+    logs = model.train_step(batch)
+    np.testing.assert_allclose(logs["loss"], loss, rtol=1e-4)
+    assert np.all(np.isfinite([float(value) for value in logs.values()]))
+
+
+def test_a_predictor_is_the_students_alone(random):
+    """Its weights learn; the teacher has none, and the queue holds plain embeddings."""
+    model = make(predictor=build_projector(6, 5, 6))
+    assert len(model.teacher.weights) == len(model.student.weights)
+    before = values(model.predictor.weights)
+    batch = next(iter(batches(random, 1)))
+    weak, strong = model._views(batch)
+    plain = make()
+    teacher = plain.teacher(weak, training=True).numpy()
+    teacher /= np.linalg.norm(teacher, axis=-1, keepdims=True)
+    student = model.predictor(plain.student(strong, training=True)).numpy()
+    student /= np.linalg.norm(student, axis=-1, keepdims=True)
+    queue = plain.queue.features.numpy()
+    target = np.exp(teacher @ queue.T / 0.04)
+    target /= target.sum(-1, keepdims=True)
+    scores = student @ queue.T / 0.1
+    scores -= np.log(np.exp(scores).sum(-1, keepdims=True))
+    logs = model.train_step(batch)
+    np.testing.assert_allclose(
+        logs["loss"], -(target * scores).sum(-1).mean(), rtol=1e-4
+    )
+    np.testing.assert_allclose(model.queue.features[:8], teacher, atol=1e-5)
+    for old, new in zip(before, values(model.predictor.weights)):
+        assert not np.array_equal(old, new)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Apart:
+    """A method of four lines, to show that the step knows none by name."""
+
+    student_temperature = teacher_temperature = 1.0
+
+    def __call__(self, student, teacher, positive, step):
+        return 1 - positive
+
+    def get_config(self):
+        return {}
+
+
+def test_any_function_of_the_similarities_is_a_method(random):
+    model, twin = make(objective=Apart()), make()
+    batch = next(iter(batches(random, 1)))
+    weak, strong = twin._views(batch)
+    teacher = twin.teacher(weak, training=True).numpy()
+    student = twin.student(strong, training=True).numpy()
+    lengths = np.linalg.norm(teacher, axis=-1) * np.linalg.norm(student, axis=-1)
+    cosines = (student * teacher).sum(-1) / lengths
+    logs = model.train_step(batch)
+    np.testing.assert_allclose(logs["loss"], np.mean(1 - cosines), rtol=1e-4)
+
+
+def test_a_model_of_all_parts_goes_on_after_loading(random, tmp_path):
+    model = make_crops(
+        [8, 6], predictor=build_projector(6, 5, 6), info_nce_steps=1, references="batch"
+    )
+    dataset = batches(random, 2)
+    fit(model, dataset)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    for name in ("objective", "references", "info_nce_steps"):
+        assert loaded.get_config()[name] == model.get_config()[name]
+    assert len(loaded.student_view) == 2
+    assert fit(loaded, dataset) == fit(model, dataset)
+
+
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_half_precision_keeps_relations_and_queue_in_float32(policy, random):
     keras.mixed_precision.set_global_policy(policy)
@@ -255,6 +408,7 @@ def test_a_model_called_on_images_embeds_them(random):
         ({"student_temperature": 0}, "student_temperature must be positive"),
         ({"teacher_temperature": -0.1}, "teacher_temperature must be positive"),
         ({"queue_size": 0}, "positive size"),
+        ({"references": "memory"}, "references is queue or batch"),
     ],
 )
 def test_impossible_settings_are_refused(options, message):
