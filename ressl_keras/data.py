@@ -388,16 +388,16 @@ def training_batches(
         step, place = step_and_place(example)
         image = tf.cast(image, tf.float32)[tf.newaxis] / 255
 
-        def cut(crop, fold):
+        def cut(crop, view):
             draw = tf.stack([tf.constant(seed, tf.int64), step])
+            fold = views.fold(view, while_reading=True)
             draw = tf.random.experimental.stateless_fold_in(draw, fold)
             cropped = crop(image, seed=draw, first=place)[0]
             return tf.cast(tf.round(cropped * 255), tf.uint8)
 
-        # Far from the model's own folds, for the rest of the views.
-        cuts = [cut(crop, 1000 + index) for index, crop in enumerate(student_crops, 1)]
+        cuts = [cut(crop, view) for view, crop in enumerate(student_crops, 1)]
         return {
-            "teacher": cut(teacher_crop, 1000),
+            "teacher": cut(teacher_crop, 0),
             "student": cuts[0] if len(cuts) == 1 else tuple(cuts),
         }
 

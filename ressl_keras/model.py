@@ -7,8 +7,9 @@ from ressl_keras import losses, objectives
 from ressl_keras.backbones import build_projector
 from ressl_keras.errors import UsageError
 from ressl_keras.queue import FeatureQueue
+from ressl_keras.views import fold
 
-# Draws of a step by number: the teacher's view, the student's, and far from those:
+# Number of the shuffling among the draws of a step, far from those of the views.
 _SHUFFLE = 1 << 16
 
 
@@ -209,15 +210,16 @@ class ReSSL(keras.Model):
                 first = 0
                 if context.num_replicas_in_sync > 1:
                     first = context.replica_id_in_sync_group * tf.shape(batch)[0]
-                batch = view(batch, training=True, seed=self._draw(index), first=first)
+                seed = self._draw(fold(index))
+                batch = view(batch, training=True, seed=seed, first=first)
             views.append(batch)
         return views
 
-    def _draw(self, fold):
+    def _draw(self, number):
         """Seed [2] of one of the step's draws."""
         step = tf.cast(self.optimizer.iterations, tf.int32)
         return tf.random.experimental.stateless_fold_in(
-            tf.stack([self.seed, step]), fold
+            tf.stack([self.seed, step]), number
         )
 
     def _embed_crops(self, crops):

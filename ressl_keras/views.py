@@ -229,6 +229,22 @@ def sample_crop_boxes(uniform, height, width, scale=(0.2, 1.0), ratio=(3 / 4, 4 
     return tf.cast(tf.stack([top, left, box_height, box_width], axis=-1), tf.int32)
 
 
+def fold(view, while_reading=False):
+    """Number to fold into a step's seed for the draws of one of its views.
+
+    A view may be made in two parts, the crop while reading and the rest on the device,
+    which must not draw the same.
+
+    Args:
+        view: 0 for the teacher's view, from 1 on for the student's.
+        while_reading: which of the two parts.
+
+    Returns:
+        An integer.
+    """
+    return view // 2 * 4 + view % 2 + 2 * while_reading
+
+
 def _uniform(seed, images, first, count):
     """Draws [batch, count] in [0, 1): row i belongs to example `first` + i.
 

@@ -135,6 +135,19 @@ def test_images_of_several_sizes_become_two_crops_fixed_by_the_step(folder):
         np.testing.assert_array_equal(one["student"], other["student"])
 
 
+def test_several_crops_are_read_as_a_tuple_of_their_sizes(folder):
+    """The first is the crop that a single one would be; the others draw for
+    themselves."""
+    images = data.load("folder", str(folder)).pretrain
+    single = next(iter(data.training_batches(images, 6, 0, 0, 1, size=16)))
+    several = data.training_batches(images, 6, 0, 0, 1, size=16, crops=[16, 16, 8])
+    batch = next(iter(several))
+    assert [crop.shape[1] for crop in batch["student"]] == [16, 16, 8]
+    np.testing.assert_array_equal(batch["teacher"], single["teacher"])
+    np.testing.assert_array_equal(batch["student"][0], single["student"])
+    assert not np.array_equal(batch["student"][0], batch["student"][1])
+
+
 def test_workers_crop_their_shares_as_one_would(folder):
     images = data.load("folder", str(folder)).pretrain
     whole = list(data.training_batches(images, 6, 0, 1, 4, size=16))

@@ -243,3 +243,26 @@ def test_a_view_survives_serialisation(images):
         view(images, training=True, seed=[5, 6]),
         again(images, training=True, seed=[5, 6]),
     )
+
+
+def test_areas_of_the_crops_are_the_papers():
+    scales = [views.crop_scale(size, 224) for size in (224, 192, 160, 128, 96)]
+    assert scales == [
+        (0.2, 1.0),
+        (0.172, 0.86),
+        (0.143, 0.715),
+        (0.114, 0.571),
+        (0.086, 0.429),
+    ]
+
+
+def test_other_crops_are_given_areas_in_proportion():
+    for size, image_size in [(32, 32), (24, 32), (48, 64), (10, 96), (64, 32)]:
+        low, high = views.crop_scale(size, image_size)
+        assert high == pytest.approx(min(size / image_size, 1), abs=0.005)
+        assert low == pytest.approx(high / 5, abs=0.001)
+
+
+def test_no_two_parts_of_views_draw_the_same():
+    folds = [views.fold(v, reading) for v in range(9) for reading in (False, True)]
+    assert len(set(folds)) == len(folds)
