@@ -4,6 +4,8 @@ In this process, as train.py runs them; batch and queue are small, and so is the
 where it is not the point: the networks are built, and the light one is trained.
 """
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -52,6 +54,12 @@ def stand_in(name, size, random):
     return data.Dataset(name, images, images, images, ["even", "odd"])
 
 
+@functools.cache
+def build(backbone, side, width):
+    """Sees once that there is such a network."""
+    build_backbone(backbone, (side, side, 3), width=width)
+
+
 @pytest.fixture
 def flagged():
     """train.py's flags, as they were before afterwards."""
@@ -86,7 +94,7 @@ def test_a_flagfile_trains(name, size, random, flagged, monkeypatch, tmp_path, c
     )
     if flagged.backbone.startswith("resnet"):
         side = None if flagged.crops else size
-        build_backbone(flagged.backbone, (side, side, 3), width=flagged.width)
+        build(flagged.backbone, side, flagged.width)
         monkeypatch.setattr(training, "build_backbone", tiny.build_backbone)
     train.run()
     assert f"8 images of {size} pixels" in capsys.readouterr().out
