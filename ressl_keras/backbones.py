@@ -99,7 +99,12 @@ def _small_resnet(name, input_shape, width):
     def block(x, filters, strides):
         shortcut = x
         if strides != 1 or x.shape[-1] != filters:
-            shortcut = normalization(convolution(x, filters, 1, strides))
+            if strides != 1:
+                # Takes every other pixel, as the stride of a 1x1 convolution would: of
+                # that, oneDNN's gradient writes past its memory when channels are few
+                # (TensorFlow 2.21; 4 to 8 of them at 64 pixels, batch 16, crash).
+                shortcut = keras.layers.AveragePooling2D(1, strides)(x)
+            shortcut = normalization(convolution(shortcut, filters, 1))
         x = keras.layers.ReLU()(normalization(convolution(x, filters, 3, strides)))
         x = normalization(convolution(x, filters, 3))
         return keras.layers.ReLU()(keras.layers.Add()([x, shortcut]))

@@ -6,6 +6,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from ressl_keras import UsageError, backbones, build_backbone, build_projector
 
@@ -66,6 +67,15 @@ def test_a_strided_convolution_is_padded_at_its_start_too():
     source, result = stage(image)
     corner = np.einsum("hwc,hwcf->f", source[0, :2, :2], convolution.kernel[1:, 1:])
     np.testing.assert_allclose(result[0, 0, 0], corner, atol=1e-5)
+
+
+def test_a_narrow_small_resnet_survives_larger_images():
+    """Of a 1x1 convolution with strides the gradient of oneDNN ended the process."""
+    backbone = build_backbone("resnet10_small", (64, 64, 3), width=4)
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(backbone(tf.ones([16, 64, 64, 3]), training=True) ** 2)
+    for gradient in tape.gradient(loss, backbone.trainable_variables):
+        assert np.all(np.isfinite(gradient))
 
 
 @pytest.mark.parametrize("name", ["EfficientNetB0", "MobileNetV3Small"])
