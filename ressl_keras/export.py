@@ -337,7 +337,7 @@ def export_run(
     # The neighbours were those of the student's backbone.
     judged = looked and network == "student" and not with_projector
     description = {
-        "method": "ressl",
+        "method": flags.get("method", "ressl"),
         "backbone": flags["backbone"],
         "dataset": flags["dataset"],
         "steps": step,
@@ -388,7 +388,13 @@ def _build_model(flags, size):
         int(flags["hidden_dim"]),
         int(flags["embedding_dim"]),
     )
-    model = ReSSL(network, projector, queue_size=int(flags["queue_size"]))
+    dim, predictor_dim = int(flags["embedding_dim"]), int(flags.get("predictor_dim", 0))
+    model = ReSSL(
+        network,
+        projector,
+        queue_size=int(flags["queue_size"]),
+        predictor=build_projector(dim, predictor_dim, dim) if predictor_dim else None,
+    )
     model.compile(SGD(warmup_cosine(0.1, 2, 1)))
     model.optimizer.build(model.trainable_variables)
     return model
