@@ -136,3 +136,9 @@ class MetricsTable(keras.callbacks.Callback):
             return []
         with open(path, newline="") as file:
             return list(csv.DictReader(file))
+
+    @classmethod
+    def last(cls, path, column):
+        """The last number of a column that has one, or None."""
+        numbers = [row[column] for row in cls.read(path) if row[column]]
+        return float(numbers[-1]) if numbers else None

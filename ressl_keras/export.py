@@ -332,17 +332,16 @@ def export_run(
         raise UsageError(f"{workdir} has no checkpoint to export.")
     progress(f"{network} of step {step}, from {folder}.")
     backbone, projector = getattr(model, network).layers[-2:]
-    rows = MetricsTable.read(os.path.join(workdir, "metrics.csv"))
-    looked = [row["knn_top1"] for row in rows if row["knn_top1"]]
+    knn_top1 = MetricsTable.last(os.path.join(workdir, "metrics.csv"), "knn_top1")
     # The neighbours were those of the student's backbone.
-    judged = looked and network == "student" and not with_projector
+    judged = network == "student" and not with_projector
     description = {
         "method": flags.get("method", "ressl"),
         "backbone": flags["backbone"],
         "dataset": flags["dataset"],
         "steps": step,
         "batch_size": int(flags["batch_size"]),
-        "knn_top1": float(looked[-1]) if judged else None,
+        "knn_top1": knn_top1 if judged else None,
         "network": network,
         "projector": with_projector,
     }

@@ -282,14 +282,7 @@ def pretrain(
         "dataset": dataset.name,
         "steps": total_steps,
         "batch_size": batch_size,
-        "knn_top1": next(
-            (
-                float(row["knn_top1"])
-                for row in reversed(MetricsTable.read(metrics_path))
-                if row["knn_top1"]
-            ),
-            None,
-        ),
+        "knn_top1": MetricsTable.last(metrics_path, "knn_top1"),
     }
     return export.save_all(network, workdir, description, progress=progress)
 
