@@ -175,6 +175,11 @@ flags.DEFINE_integer("seed", 0, "Seed of weights, order and views.")
 flags.DEFINE_bool(
     "evaluate", True, "Evaluate the encoder at the end, where there are labels."
 )
+flags.DEFINE_bool(
+    "preview",
+    False,
+    "Draw images and their views to views.png in --workdir, and stop.",
+)
 
 for _name in ("student_temperature", "teacher_temperature", "info_nce_temperature"):
     flags.register_validator(_name, lambda value: value > 0, "must be positive")
@@ -198,6 +203,7 @@ _FREE = {
     "strategy",
     "devices",
     "evaluate",
+    "preview",
 }
 
 
@@ -239,6 +245,7 @@ def run():
     say = print if chief else lambda line: None
     if chief:
         training.prepare_workdir(FLAGS.workdir)
+    if chief and not FLAGS.preview:
         keep_flags(os.path.join(FLAGS.workdir, "flags.txt"))
     dataset = data.load(
         FLAGS.dataset, FLAGS.data_dir, FLAGS.download, FLAGS.check_images
@@ -250,11 +257,18 @@ def run():
         print(f"{len(dataset.skipped)} unreadable images skipped, listed in {listing}:")
         print("\n".join(f"  {path}" for path in dataset.skipped[:5]))
     outside = ("workdir", "dataset", "data_dir", "download", "check_images")
-    outside += ("strategy", "devices", "evaluate")
+    outside += ("strategy", "devices", "evaluate", "preview")
     arguments = {
         flag.name: flag.value for flag in own_flags() if flag.name not in outside
     }
     arguments["crops"] = [int(side) for side in FLAGS.crops or []] or None
+    if FLAGS.preview:
+        chosen = ("method", "image_size", "crops", "teacher_view", "seed")
+        chosen = {name: arguments[name] for name in chosen}
+        if chief:
+            path = training.preview(dataset, FLAGS.workdir, **chosen)
+            print(f"The views are in {path}.")
+        return
     encoder = training.pretrain(
         dataset,
         FLAGS.workdir,

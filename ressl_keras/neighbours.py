@@ -1,15 +1,11 @@
 """A picture of queries and their nearest neighbours."""
 
-import os
-
 import numpy as np
-import tensorflow as tf
+from PIL import Image
 
-from ressl_keras import data
+from ressl_keras import data, pictures
 from ressl_keras.encoders import encode, input_side
 from ressl_keras.labelled import Selection
-
-_SAME, _OTHER, _PLAIN = (0, 158, 115), (213, 94, 0), (160, 160, 160)
 
 
 def nearest(queries, bank, count):
@@ -66,21 +62,22 @@ def picture(encoder, queries, bank, path, rows=12, columns=8, scale=None, verbos
     scale = scale or max(round(64 / size), 1)
     canvas, agreement = [], []
     for place, row in enumerate(found):
-        images = [_squares(asked, [place], size), _squares(bank, row, size)]
-        colours = [_PLAIN] * (1 + len(row))
+        images = [
+            pictures.squares(asked, [place], size),
+            pictures.squares(bank, row, size),
+        ]
+        colours = [pictures.PLAIN] * (1 + len(row))
         if asked.labels is not None and bank.labels is not None:
             same = bank.labels[row] == asked.labels[place]
-            colours[1:] = [_SAME if agrees else _OTHER for agrees in same]
+            colours[1:] = [pictures.SAME if ok else pictures.OTHER for ok in same]
             agreement.append(same.mean())
         tiles = [
-            _framed(image, colour, scale)
+            pictures.framed(image, colour, scale)
             for image, colour in zip(np.concatenate(images), colours)
         ]
         gap = np.full([len(tiles[0]), 12, 3], 255, np.uint8)
         canvas.append(np.concatenate([tiles[0], gap, *tiles[1:]], axis=1))
-    aside = f"{path}.writing"
-    tf.io.write_file(aside, tf.io.encode_png(np.concatenate(canvas)))
-    os.replace(aside, path)
+    pictures.save(Image.fromarray(np.concatenate(canvas)), path)
     return float(100 * np.mean(agreement)) if agreement else None
 
 
@@ -92,17 +89,3 @@ def _spread(images, count):
     turns = max(len(members) for members in by_class)
     places = [m[i] for i in range(turns) for m in by_class if i < len(m)]
     return np.array(places[:count])
-
-
-def _squares(images, places, size):
-    chosen = Selection(images, places)
-    squares = np.concatenate(list(data.evaluation_batches(chosen, size)))
-    return np.round(squares).astype(np.uint8)
-
-
-def _framed(image, colour, scale, width=3, margin=2):
-    image = np.repeat(np.repeat(image, scale, axis=0), scale, axis=1)
-    framed = np.full([len(image) + 2 * width, image.shape[1] + 2 * width, 3], colour)
-    framed[width:-width, width:-width] = image
-    padding = ((margin, margin), (margin, margin), (0, 0))
-    return np.pad(framed.astype(np.uint8), padding, constant_values=255)

@@ -14,6 +14,7 @@ from ressl_keras import (
     encoders,
     export,
     objectives,
+    pictures,
     views,
 )
 from ressl_keras.backbones import build_backbone, build_projector
@@ -147,8 +148,7 @@ def pretrain(
         raise UsageError(
             f"The queue of {queue_size} is smaller than the batch of {batch_size}."
         )
-    if image_size is None:
-        image_size = dataset.pretrain.size[0] if dataset.pretrain.same_size else 224
+    image_size = image_size or _own_size(dataset.pretrain)
     steps_per_epoch = len(dataset.pretrain) // batch_size
     total_steps = epochs * steps_per_epoch
     if max_steps:
@@ -229,6 +229,7 @@ def pretrain(
     if first_step:
         progress(f"Going on at step {first_step} of {total_steps}.")
     if chief:
+        preview(dataset, workdir, method, image_size, crops, teacher_view, seed)
         if dataset.labelled and knn_every:
             monitor = KNNMonitor(
                 encoder, dataset.train, dataset.test, knn_every, last_epoch
@@ -285,6 +286,48 @@ def pretrain(
         "knn_top1": MetricsTable.last(metrics_path, "knn_top1"),
     }
     return export.save_all(network, workdir, description, progress=progress)
+
+
+def preview(
+    dataset,
+    workdir,
+    method="ressl",
+    image_size=None,
+    crops=None,
+    teacher_view=None,
+    seed=0,
+    count=8,
+):
+    """Draws `views.png`: images beside the views that the first step makes of them.
+
+    Args:
+        dataset: `data.Dataset`.
+        workdir: folder to write into.
+        method: as in `pretrain`, and so the rest.
+        image_size: side of the views in pixels.
+        crops: sides of the student's views in pixels.
+        teacher_view: augmentation of the teacher's images.
+        seed: the run's seed.
+        count: number of images.
+
+    Returns:
+        Path of the picture.
+    """
+    images, size = dataset.pretrain, image_size or _own_size(dataset.pretrain)
+    teacher_view = teacher_view or objectives.METHODS[method]
+    teacher, students = _device_views(images.same_size, size, crops, teacher_view)
+    originals, viewed = pictures.first_views(
+        images, teacher, students, seed, size, crops, count
+    )
+    names = [teacher_view] + ["strong"] * len(students)
+    path = os.path.join(workdir, pictures.VIEWS_FILE)
+    pictures.save(pictures.views_grid(originals, viewed, names), path)
+    return path
+
+
+def _own_size(images):
+    """Side of the views in pixels where none is asked for."""
+    return images.size[0] if images.same_size else 224
 
 
 @contextlib.contextmanager
