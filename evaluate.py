@@ -1,22 +1,20 @@
 """Judges an encoder: neighbours, a linear probe, fine-tuning, a picture.
 
   python evaluate.py --encoder=runs/cifar10/encoder.keras --dataset=cifar10
-  python evaluate.py --encoder=runs/cifar10 --dataset=cifar10 --protocol=finetune \
-    --label_fraction=0.01
-  python evaluate.py --encoder=runs/cifar10 --dataset=cifar10 --protocol=neighbours
+  python evaluate.py --encoder=runs/cifar10 --dataset=cifar10 \\
+      --protocol=finetune --label_fraction=0.01
+  python evaluate.py --encoder=runs/cifar10 --dataset=cifar10 \\
+      --protocol=neighbours
 
-Accuracies are printed, and written as JSON, beside those of the same encoder untrained.
+Accuracies are printed, and written as JSON, beside those of the same encoder
+untrained.
 """
 
 import os
-import sys
 
-# Before TensorFlow is imported; see train.py.
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+from absl import flags
 
-from absl import app, flags, logging
+import ressl_command
 
 FLAGS = flags.FLAGS
 
@@ -76,24 +74,20 @@ flags.DEFINE_string(
 flags.DEFINE_integer(
     "seed", 0, "Seed of the untrained encoder, the share of labels, and all learning."
 )
-flags.mark_flag_as_required("encoder")
+flags.register_validator(
+    "encoder", lambda value: value is not None, "give the encoder to judge"
+)
+
+# What --help shows: those that matter first, and the others.
+GROUPS = {
+    "Encoder": ("encoder", "preprocessing"),
+    "Data": ("dataset data_dir label_fraction", "download"),
+    "Protocol": ("protocol probe", "finetune_epochs seed"),
+    "Output": ("output", "feature_cache"),
+}
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"Not a flag: {' '.join(argv[1:])}")
-    from ressl_keras import UsageError
-
-    if not FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # TFDS tells of every file it opens
-    try:
-        run()
-    except UsageError as error:
-        print(f"evaluate.py: error: {error}", file=sys.stderr)
-        sys.exit(1)
-
-
-def run():
+def main(_):
     from ressl_keras import data, encoders, evaluation, training
 
     encoder = encoders.load_encoder(FLAGS.encoder, FLAGS.preprocessing)
@@ -120,4 +114,4 @@ def run():
 
 
 if __name__ == "__main__":
-    app.run(main)
+    ressl_command.run(main, GROUPS)

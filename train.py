@@ -7,17 +7,15 @@
 The same command again goes on where an interrupted run stopped.
 """
 
+import copy
 import os
 import shlex
+import signal
 import sys
 
-# Before TensorFlow is imported. oneDNN's kernels make a ResNet step 1.7 times as fast
-# on CPUs where TensorFlow leaves them off.
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+from absl import flags
 
-from absl import app, flags, logging
+import ressl_command
 
 FLAGS = flags.FLAGS
 
@@ -189,6 +187,26 @@ flags.register_validator(
     "must be integers of at least 8",
 )
 
+# What --help shows: those that matter first, and the others.
+GROUPS = {
+    "Data": ("dataset data_dir image_size", "download check_images crops"),
+    "Model": ("backbone", "width hidden_dim embedding_dim predictor_dim batch_norm"),
+    "Method": (
+        "queue_size momentum",
+        "method teacher_view references student_temperature teacher_temperature "
+        "info_nce_epochs info_nce_temperature",
+    ),
+    "Training": (
+        "epochs batch_size learning_rate",
+        "warmup_epochs max_steps weight_decay seed",
+    ),
+    "Devices": ("precision", "strategy devices jit_compile"),
+    "Output": (
+        "workdir preview evaluate",
+        "knn_every checkpoint_every keep_checkpoints",
+    ),
+}
+
 # What a continued run may change without becoming another run.
 _FREE = {
     "workdir",
@@ -207,33 +225,28 @@ _FREE = {
 }
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"Not a flag: {' '.join(argv[1:])}")
+def main(_):
     import tensorflow as tf
 
-    from ressl_keras import UsageError, checkpoints
+    from ressl_keras import checkpoints
 
-    if not FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # TFDS tells of every file it opens
     try:
         run()
-    except UsageError as error:
-        fail(error)
     except checkpoints.Stopped as stopped:
-        print(f"{stopped} The same command goes on from there.")
+        print(f"\n{stopped} To go on from there:\n  {ressl_command.typed()}")
         sys.exit(128 + stopped.signal_number)
+    except KeyboardInterrupt:
+        step = checkpoints.last_step(os.path.join(FLAGS.workdir, "checkpoints"))
+        saved = f" Step {step} is saved. To go on from there:" if step else ""
+        again = saved or " Nothing was learned yet. To start again:"
+        print(f"\nStopped.{again}\n  {ressl_command.typed()}")
+        sys.exit(128 + signal.SIGINT)
     except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
-        fail(
+        ressl_command.say_error(
             f"Another worker was lost or cannot be reached ({type(error).__name__}). "
             "Start all workers again to go on from the last checkpoint."
         )
-
-
-def fail(message):
-    print(f"train.py: error: {message}", file=sys.stderr, flush=True)
-    # Not sys.exit: with a lost worker TensorFlow's own shutdown would wait for it.
-    os._exit(1)
+        ressl_command.leave(1)
 
 
 def run():
@@ -307,31 +320,35 @@ def keep_flags(path):
     """
     from ressl_keras import UsageError
 
-    lines = [flag.serialize() for flag in own_flags() if flag.value is not None]
-    checkpoints = os.path.join(os.path.dirname(path), "checkpoints")
-    if os.path.exists(path) and os.path.isdir(checkpoints):
-        with open(path) as file:
-            before = set(file.read().split("\n"))
-
-        def of_the_method(flag_lines):
-            return sorted(
-                line
-                for line in flag_lines
-                if line
-                and line.lstrip("-").removeprefix("no").split("=")[0] not in _FREE
-            )
-
-        then = of_the_method(before - set(lines))
-        now = of_the_method(set(lines) - before)
-        if then or now:
+    folder = os.path.dirname(path)
+    if os.path.exists(path) and os.path.isdir(os.path.join(folder, "checkpoints")):
+        # What the file does not name had its default, also in runs of older versions.
+        before = copy.deepcopy(FLAGS)
+        before.unparse_flags()
+        try:
+            before(["train.py", f"--flagfile={path}"], known_only=True)
+        except flags.Error as error:
+            raise UsageError(f"{path} cannot be read: {error}.") from error
+        changed = [
+            flag
+            for flag in own_flags()
+            if flag.name not in _FREE and flag.value != before[flag.name].value
+        ]
+        if changed:
+            then = " ".join(_written(before[flag.name]) for flag in changed)
+            now = " ".join(map(_written, changed))
             raise UsageError(
-                f"{os.path.dirname(path)} holds a run with other flags: there "
-                f"{' '.join(then) or 'nothing'}, here {' '.join(now) or 'nothing'}. "
+                f"{folder} holds a run with other flags: there {then}, here {now}. "
                 "Give another --workdir, or the flags of that run."
             )
+    lines = [flag.serialize() for flag in own_flags() if flag.value is not None]
     with open(path, "w") as file:
         file.writelines(f"{line}\n" for line in lines)
 
 
+def _written(flag):
+    return flag.serialize() or f"no --{flag.name}"
+
+
 if __name__ == "__main__":
-    app.run(main)
+    ressl_command.run(main, GROUPS)

@@ -58,6 +58,11 @@ def save(model, folder, step, keep=2):
     return path
 
 
+def last_step(folder):
+    """The step of the newest checkpoint in a folder, 0 where there is none."""
+    return max((step for step, _, _ in _found(folder)), default=0)
+
+
 def restore(model, folder):
     """Loads the newest undamaged checkpoint.
 
@@ -81,7 +86,7 @@ class Stopped(Exception):
     """The run was asked to stop and has saved its state."""
 
     def __init__(self, step, signal_number):
-        super().__init__(f"Stopped at step {step}.")
+        super().__init__(f"Stopped at step {step}, which is saved.")
         self.step, self.signal_number = step, signal_number
 
 

@@ -1,11 +1,11 @@
 """Compares recipes: the same budget and seeds for each, one table and one plot.
 
-  python -m ressl_keras.compare --flagfiles=flags/a.flags,flags/b.flags --seeds=3 \\
-      --workdir=runs/comparison -- --epochs=20 --data_dir=my_data
+  python -m ressl_keras.compare --flagfiles=flags/a.flags,flags/b.flags \\
+      --seeds=3 --workdir=runs/comparison -- --epochs=20 --data_dir=my_data
 
-What follows `--` is given to every run after its flagfile. The runs go one after the
-other, the first seed of all recipes first; the same command again goes on where an
-interrupted one stopped.
+What follows `--` is given to every run after its flagfile. The runs go one
+after the other, the first seed of all recipes first; the same command again
+goes on where an interrupted one stopped.
 """
 
 import dataclasses
@@ -192,32 +192,47 @@ def plot(runs, path):
     figure.savefig(path, dpi=150)
 
 
-def main(argv):
+# What --help shows: those that matter first, and the others.
+GROUPS = {"Runs": ("flagfiles seeds", "script"), "Output": ("workdir", "")}
+
+
+def main(options):
     from absl import flags
 
     values = flags.FLAGS
-    try:
-        path = compare(
-            values.flagfiles, values.seeds, values.workdir, argv[1:], values.script
-        )
-    except UsageError as error:
-        print(f"compare: error: {error}", file=sys.stderr)
-        sys.exit(1)
+    path = compare(
+        values.flagfiles, values.seeds, values.workdir, options, values.script
+    )
     print(f"Written to {path}.")
 
 
-def _define_flags():
+def define_flags(values):
     from absl import flags
 
-    flags.DEFINE_list("flagfiles", None, "Recipes to compare, separated by commas.")
-    flags.DEFINE_integer("seeds", 3, "Seeds that each is run with.", lower_bound=1)
-    flags.DEFINE_string("workdir", "runs/comparison", "Folder of the runs.")
-    flags.DEFINE_string("script", "train.py", "The training script.")
-    flags.mark_flag_as_required("flagfiles")
+    flags.DEFINE_list(
+        "flagfiles",
+        None,
+        "Recipes to compare, separated by commas.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "seeds", 3, "Seeds that each is run with.", lower_bound=1, flag_values=values
+    )
+    flags.DEFINE_string(
+        "workdir", "runs/comparison", "Folder of the runs.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "script", "train.py", "The training script.", flag_values=values
+    )
+    flags.register_validator(
+        "flagfiles", bool, "give the recipes to compare", flag_values=values
+    )
 
 
 if __name__ == "__main__":
-    from absl import app
+    from absl import flags
 
-    _define_flags()
-    app.run(main)
+    import ressl_command
+
+    define_flags(flags.FLAGS)
+    ressl_command.run(main, GROUPS, takes_more=True)

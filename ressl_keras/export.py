@@ -2,14 +2,14 @@
 
   python -m ressl_keras.export --workdir=runs/cifar10
 
-A run writes the first two at its end; the command does it again afterwards, from the
-run's last checkpoint, and has the choices: teacher, projector, unit length, formats.
+A run writes the first two at its end; the command does it again afterwards,
+from the run's last checkpoint, and has the choices: teacher, projector, unit
+length, formats.
 """
 
 import importlib.util
 import os
 import shutil
-import sys
 import tempfile
 
 import keras
@@ -399,14 +399,18 @@ def _build_model(flags, size):
     return model
 
 
-def main(argv):
-    from absl import app, flags, logging
+# What --help shows: those that matter first, and the others.
+GROUPS = {
+    "Run": ("workdir", ""),
+    "Encoder": ("network projector normalize", "image_size"),
+    "Output": ("formats", "warmup"),
+}
+
+
+def main(_):
+    from absl import flags
 
     values = flags.FLAGS
-    if len(argv) > 1:
-        raise app.UsageError(f"Not a flag: {' '.join(argv[1:])}")
-    if not values["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)
     try:
         export_run(
             values.workdir,
@@ -417,42 +421,66 @@ def main(argv):
             values.warmup,
             values.image_size,
         )
-    except (UsageError, OSError) as error:  # such as a folder that is read-only
-        print(f"export: error: {error}", file=sys.stderr)
-        sys.exit(1)
+    except OSError as error:  # such as a folder that is read-only
+        raise UsageError(str(error)) from error
 
 
-def _define_flags():
+def define_flags(values):
     """For the command only: the package reads no flags."""
     from absl import flags
 
-    flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
-    flags.DEFINE_enum(
-        "network", "student", NETWORKS, "Whose encoder; the paper's is the student's."
+    flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=values)
+    flags.register_validator(
+        "workdir",
+        lambda value: value is not None,
+        "give the folder of the run",
+        flag_values=values,
     )
-    flags.DEFINE_bool("projector", False, "Keep the projector behind the backbone.")
+    flags.DEFINE_enum(
+        "network",
+        "student",
+        NETWORKS,
+        "Whose encoder; the paper's is the student's.",
+        flag_values=values,
+    )
     flags.DEFINE_bool(
-        "normalize", False, "Let the SavedModel return embeddings of length one."
+        "projector",
+        False,
+        "Keep the projector behind the backbone.",
+        flag_values=values,
+    )
+    flags.DEFINE_bool(
+        "normalize",
+        False,
+        "Let the SavedModel return embeddings of length one.",
+        flag_values=values,
     )
     flags.DEFINE_list(
-        "formats", [], f"Other formats to write, any of {', '.join(FORMATS)}."
+        "formats",
+        [],
+        f"Other formats to write, any of {', '.join(FORMATS)}.",
+        flag_values=values,
     )
     flags.DEFINE_bool(
         "warmup",
         None,
         "Put warm-up requests into the SavedModel. Default: where "
         "tensorflow-serving-api is installed.",
+        flag_values=values,
     )
     flags.DEFINE_integer(
         "image_size",
         None,
         "Side of the encoder's images in pixels. Default: the run's.",
         lower_bound=8,
+        flag_values=values,
     )
 
 
 if __name__ == "__main__":
-    from absl import app
+    from absl import flags
 
-    _define_flags()
-    app.run(main)
+    import ressl_command
+
+    define_flags(flags.FLAGS)
+    ressl_command.run(main, GROUPS)

@@ -137,12 +137,11 @@ def test_more_epochs_go_on_and_other_flags_are_refused(trained):
             "larger than the data set of 8000",
         ),
         (["--queue_size=32"], "queue of 32 is smaller than the batch of 64"),
-        (["--teacher_temperature=0"], "--teacher_temperature=0.0: must be positive"),
-        (["--student_temperature=-1"], "--student_temperature=-1.0: must be positive"),
+        (["--teacher_temperature=0"], "--teacher_temperature=0: must be positive"),
+        (["--student_temperature=-1"], "--student_temperature=-1: must be positive"),
         (["--workdir=/proc/run"], "work directory /proc/run cannot be written"),
         (["--backbone=resnet18_smal"], "Did you mean resnet18_small"),
-        (["--batchsize=3"], "Unknown command line flag 'batchsize'"),
-        (["stray"], "stray"),
+        (["--batchsize=3"], "Did you mean --batch_size?"),
     ],
 )
 def test_bad_input_gets_one_clear_line_before_training(flags, message, tmp_path):
