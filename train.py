@@ -287,7 +287,6 @@ def run():
         FLAGS.workdir,
         **arguments,
         strategy=strategy,
-        verbose=1 if sys.stdout.isatty() else 2,
         progress=say,
     )
     if chief:

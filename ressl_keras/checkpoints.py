@@ -134,11 +134,15 @@ class Checkpoints(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         self._save()
+        self._stop_if_told()
         self._release()
 
     def _save_if_due(self):
         if self._step() % self.every == 0 or self._signal:
             self._save()
+        self._stop_if_told()
+
+    def _stop_if_told(self):
         if self._signal:
             self._release()
             raise Stopped(self._step(), self._signal)

@@ -23,6 +23,7 @@ from ressl_keras.data import training_batches
 from ressl_keras.errors import UsageError
 from ressl_keras.model import ReSSL
 from ressl_keras.optimizers import SGD, warmup_cosine
+from ressl_keras.progress import Progress, overview
 
 
 def pretrain(
@@ -59,7 +60,7 @@ def pretrain(
     jit_compile=None,
     seed=0,
     strategy=None,
-    verbose="auto",
+    verbose=True,
     progress=print,
 ):
     """Pretrains an encoder, or goes on where an interrupted run of the same stopped.
@@ -108,7 +109,7 @@ def pretrain(
         jit_compile: whether to compile the step with XLA; None does so on one GPU.
         seed: integer seed of weights, order and views.
         strategy: `tf.distribute.Strategy` to compute with; None takes the current one.
-        verbose: as in `keras.Model.fit`.
+        verbose: whether to show how far the training is.
         progress: called with a line of text now and then.
 
     Returns:
@@ -215,11 +216,16 @@ def pretrain(
             f"The workers would go on from different steps, {steps}; --workdir must be "
             "one folder that all of them see."
         )
-    parameters = network.count_params() / 1e6
     progress(
-        f"{dataset.name}: {len(dataset.pretrain)} images of {image_size} pixels; "
-        f"{backbone} with {parameters:.1f} million parameters; {total_steps} steps of "
-        f"{batch_size}, {steps_per_epoch} an epoch."
+        overview(
+            dataset,
+            image_size,
+            model,
+            backbone,
+            total_steps,
+            steps_per_epoch,
+            batch_size,
+        )
     )
     last_epoch = -(-total_steps // steps_per_epoch)
     metrics_path = os.path.join(workdir, "metrics.csv")
@@ -242,6 +248,7 @@ def pretrain(
             keras.callbacks.TensorBoard(
                 os.path.join(workdir, "tensorboard"), write_graph=False
             ),
+            *([Progress(total_steps, steps_per_epoch)] if verbose else []),
             checkpoints.Checkpoints(
                 folder, checkpoint_every, keep_checkpoints, steps_per_epoch
             ),
@@ -266,7 +273,7 @@ def pretrain(
             epochs=epoch + (last - first) // steps,
             steps_per_epoch=steps,
             callbacks=callbacks,
-            verbose=verbose if chief else 0,
+            verbose=0,  # Progress tells more, in less space
         )
     path = os.path.join(workdir, encoders.ENCODER_FILE)
     if not chief:

@@ -1,0 +1,120 @@
+"""Ctrl-C at different times: what is saved, and what is said. In this process."""
+
+import os
+import signal
+import sys
+
+import pytest
+import tiny
+from absl import flags
+
+import train
+from ressl_keras import checkpoints, data, evaluation, progress, shapes, training
+
+COMMAND = "python train.py --workdir=here"
+
+
+def press(*_, **__):
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, capsys):
+    """Runs train.py for four steps; returns its output and exit status."""
+    values = flags.FLAGS
+    before = values.flag_values_dict()
+    values(
+        [
+            "train.py",
+            f"--workdir={tmp_path}",
+            "--batch_size=8",
+            "--queue_size=16",
+            "--hidden_dim=8",
+            "--embedding_dim=4",
+            "--epochs=2",
+            "--knn_every=0",
+            "--strategy=one_device",
+        ]
+    )
+    drawn = data.ArrayImages(*shapes.render(16, 0, size=8))
+    dataset = data.Dataset("drawn", drawn, drawn, drawn, ["a", "b"])
+    monkeypatch.setattr(data, "load", lambda *_: dataset)
+    monkeypatch.setattr(training, "build_backbone", tiny.build_backbone)
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_: {})
+    monkeypatch.setattr(sys, "orig_argv", ["/bin/python", *COMMAND.split()[1:]])
+
+    def run():
+        status = 0
+        try:
+            train.main([])
+        except SystemExit as end:
+            status = end.code
+        return capsys.readouterr().out, status
+
+    yield run
+    for name, value in before.items():
+        values[name].value = value
+
+
+@pytest.fixture
+def at_step(monkeypatch):
+    """Does something at the end of a step."""
+    kept = progress.Progress.on_train_batch_end
+
+    def at_step(step, action):
+        def on_train_batch_end(self, batch, logs=None):
+            kept(self, batch, logs)
+            if int(self.model.optimizer.iterations.numpy()) == step:
+                action()
+
+        monkeypatch.setattr(progress.Progress, "on_train_batch_end", on_train_batch_end)
+
+    return at_step
+
+
+def saved(folder):
+    return checkpoints.last_step(folder / "checkpoints")
+
+
+def test_before_the_first_step_there_is_nothing_to_save(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(data, "load", press)
+    output, status = run()
+    assert status == 130
+    assert f"Nothing was learned yet. To start again:\n  {COMMAND}\n" in output
+    assert saved(tmp_path) == 0
+
+
+@pytest.mark.parametrize("step", [1, 2, 4])  # in an epoch, at its end, at the end
+def test_a_step_is_finished_and_saved(step, run, at_step, monkeypatch, tmp_path):
+    at_step(step, press)
+    output, status = run()
+    assert status == 130
+    assert f"Stopped at step {step}, which is saved. To go on from there:" in output
+    assert f"\n  {COMMAND}\n" in output
+    assert saved(tmp_path) == step
+    assert not (tmp_path / "encoder.keras").exists()
+    if step == 1:
+        at_step(step, lambda: None)
+        output, status = run()
+        assert status == 0
+        assert "Going on at step 1 of 4." in output
+
+
+def test_the_evaluation_can_be_repeated(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(evaluation, "evaluate", press)
+    output, status = run()
+    assert status == 130
+    assert f"Step 4 is saved. To go on from there:\n  {COMMAND}\n" in output
+    assert (tmp_path / "encoder.keras").exists()
+
+
+def test_pressed_twice_it_stops_at_once(run, at_step, tmp_path):
+    def twice():
+        press()
+        press()
+
+    at_step(1, twice)
+    output, status = run()
+    assert status == 130
+    assert "Nothing was learned yet" in output
+    assert saved(tmp_path) == 0
