@@ -6,7 +6,7 @@ import time
 
 import keras
 
-from ressl_keras import evaluation
+from ressl_keras import evaluation, probes
 
 
 class Throughput(keras.callbacks.Callback):
@@ -92,7 +92,7 @@ class KNNMonitor(keras.callbacks.Callback):
         """Top-1 accuracy now, in per cent."""
         train = evaluation.extract(self.encoder, self.train, self.train_count)
         test = evaluation.extract(self.encoder, self.test, self.test_count)
-        return evaluation.knn(*train, *test)["top1"]
+        return probes.knn(*train, *test)["top1"]
 
     def on_epoch_end(self, epoch, logs=None):
         if (epoch + 1) % self.every == 0 or epoch + 1 == self.last_epoch:

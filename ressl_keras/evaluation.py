@@ -5,7 +5,6 @@ accuracies of random features are far above chance and a figure alone says littl
 """
 
 import dataclasses
-import functools
 import hashlib
 import os
 import time
@@ -15,10 +14,29 @@ import numpy as np
 
 from ressl_keras import data, encoders, finetuning, labelled, neighbours, probes
 from ressl_keras.errors import UsageError, near
-from ressl_keras.probes import knn, linear_probe
 
 PROTOCOLS = ("knn", "linear", "finetune", "neighbours")
 PICTURE_FILE = "neighbours.png"
+
+
+@dataclasses.dataclass
+class Evidence:
+    """What an encoder was judged by; what the protocols did not need stays None.
+
+    Attributes:
+        train: images whose labels were learned from.
+        test: images it was judged on.
+        train_features: float32 array [train, dim].
+        test_features: float32 array [test, dim].
+        knn_classes: the class that the neighbours give each test image, integer array
+            [test].
+    """
+
+    train: object = None
+    test: object = None
+    train_features: np.ndarray | None = None
+    test_features: np.ndarray | None = None
+    knn_classes: np.ndarray | None = None
 
 
 def extract(encoder, images, count=None, batch_size=256, cache=None):
@@ -98,6 +116,7 @@ def evaluate(
     seed=0,
     cache=None,
     picture=PICTURE_FILE,
+    evidence=None,
     progress=print,
 ):
     """Judges an encoder, beside the same encoder untrained.
@@ -113,6 +132,7 @@ def evaluate(
         seed: integer seed of the share of labels and of all learning.
         cache: folder that keeps features from run to run; None keeps none.
         picture: PNG file that `neighbours` writes.
+        evidence: an `Evidence` to fill in, for those who want more than accuracies.
         progress: called with a line of text now and then.
 
     Returns:
@@ -160,26 +180,29 @@ def evaluate(
         for protocol in judges:
             results[protocol]["label_fraction"] = label_fraction
     keras.utils.set_random_seed(seed)
-    for prefix, model in (("", encoder), ("untrained_", untrained(encoder))):
+    for prefix, model, seen in (
+        ("", encoder, evidence or Evidence()),
+        ("untrained_", untrained(encoder), Evidence()),
+    ):
         if model is None:
             progress("The network cannot be made anew: no untrained figures.")
             continue
         which = "untrained" if prefix else "trained"
-        features = functools.cache(
-            functools.partial(_features, model, which, dataset, cache, progress)
-        )
+        seen.train, seen.test = dataset.train, dataset.test
         for protocol in judges:
-            extracted = protocol == "knn" or (protocol, probe) == ("linear", "fast")
-            inputs = features() if extracted else ()
+            if protocol == "knn" or (protocol, probe) == ("linear", "fast"):
+                inputs = _features(model, which, seen, cache, progress)
             start = time.perf_counter()
             if protocol == "knn":
-                accuracy = knn(*inputs)
+                votes = probes.knn_votes(*inputs[:3])
+                seen.knn_classes = votes.argmax(axis=-1)
+                accuracy = probes.accuracies(votes, dataset.test.labels)
             elif protocol == "finetune":
                 accuracy = finetuning.finetune(
                     model, dataset.train, dataset.test, finetune_epochs, seed=seed
                 )
             elif probe == "fast":
-                accuracy = linear_probe(*inputs, seed=seed)
+                accuracy = probes.linear_probe(*inputs, seed=seed)
             else:
                 accuracy = probes.online_linear_probe(
                     model, dataset.train, dataset.test, seed=seed
@@ -190,13 +213,14 @@ def evaluate(
     return results
 
 
-def _features(model, which, dataset, cache, progress):
-    """Training and test features and labels, as the judges take them."""
-    start = time.perf_counter()
-    train = extract(model, dataset.train, cache=cache)
-    test = extract(model, dataset.test, cache=cache)
-    progress(f"features of the {which} encoder: {_seconds_since(start)}")
-    return *train, *test
+def _features(model, which, seen, cache, progress):
+    """Training and test features and labels, extracted once."""
+    if seen.test_features is None:
+        start = time.perf_counter()
+        seen.train_features, _ = extract(model, seen.train, cache=cache)
+        seen.test_features, _ = extract(model, seen.test, cache=cache)
+        progress(f"features of the {which} encoder: {_seconds_since(start)}")
+    return seen.train_features, seen.train.labels, seen.test_features, seen.test.labels
 
 
 def _seconds_since(start):

@@ -9,7 +9,7 @@ from ressl_keras.labelled import Selection
 
 
 def nearest(queries, bank, count):
-    """Places of the nearest rows of a bank, by cosine similarity.
+    """The nearest rows of a bank, by cosine similarity.
 
     Args:
         queries: float array [queries, dim].
@@ -17,14 +17,16 @@ def nearest(queries, bank, count):
         count: number of neighbours.
 
     Returns:
-        Integer array [queries, count], nearest first.
+        Tuple of their places, integer array [queries, count], nearest first, and of
+        their similarities, float array of the same shape.
     """
 
     def unit(rows):
         return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
     similarities = unit(queries) @ unit(bank).T
-    return np.argsort(-similarities, axis=1, kind="stable")[:, :count]
+    places = np.argsort(-similarities, axis=1, kind="stable")[:, :count]
+    return places, np.take_along_axis(similarities, places, axis=1)
 
 
 def picture(encoder, queries, bank, path, rows=12, columns=8, scale=None, verbose=0):
@@ -48,10 +50,10 @@ def picture(encoder, queries, bank, path, rows=12, columns=8, scale=None, verbos
         Share of the neighbours drawn that have the query's class, in per cent, or None
         without labels.
     """
-    asked = Selection(queries, _spread(queries, rows))
+    asked = Selection(queries, spread(queries, rows))
     embedded = encode(bank, encoder, verbose=verbose)
     # One more, for the query itself.
-    found = nearest(encode(asked, encoder, verbose=0), embedded, columns + 1)
+    found, _ = nearest(encode(asked, encoder, verbose=0), embedded, columns + 1)
     if bank is queries:
         own = asked.indices.numpy()[:, np.newaxis]
         found = np.stack(
@@ -81,8 +83,16 @@ def picture(encoder, queries, bank, path, rows=12, columns=8, scale=None, verbos
     return float(100 * np.mean(agreement)) if agreement else None
 
 
-def _spread(images, count):
-    """Places of queries: over the classes in turn, or evenly."""
+def spread(images, count):
+    """Which of a set's images to ask about: of the classes in turn, or evenly.
+
+    Args:
+        images: labelled images or others.
+        count: number of queries.
+
+    Returns:
+        Integer array of at most [count].
+    """
     if images.labels is None:
         return data.evaluation_indices(images, count)
     by_class = [np.flatnonzero(images.labels == c) for c in np.unique(images.labels)]

@@ -8,16 +8,32 @@ from ressl_keras import data, labelled
 from ressl_keras.encoders import encode, input_side
 
 
-def knn(
+def knn(train_features, train_labels, test_features, test_labels, **options):
+    """Accuracy of the weighted nearest-neighbour classifier.
+
+    Args:
+        train_features: float array [train, dim]; need not be normalised.
+        train_labels: integer array [train].
+        test_features: float array [test, dim].
+        test_labels: integer array [test].
+        **options: further arguments of `knn_votes`.
+
+    Returns:
+        Dict of `top1` and `top5`, in per cent.
+    """
+    votes = knn_votes(train_features, train_labels, test_features, **options)
+    return accuracies(votes, test_labels)
+
+
+def knn_votes(
     train_features,
     train_labels,
     test_features,
-    test_labels,
     k=200,
     temperature=0.1,
     block=1024,
 ):
-    """Accuracy of the weighted nearest-neighbour classifier.
+    """What the neighbours say of each test image.
 
     The vote of each of the k nearest training images, by cosine similarity, weighs
     exp(similarity / temperature) (arXiv 1805.01978, section 3.4).
@@ -26,18 +42,17 @@ def knn(
         train_features: float array [train, dim]; need not be normalised.
         train_labels: integer array [train].
         test_features: float array [test, dim].
-        test_labels: integer array [test].
         k: number of neighbours, at most [train] of them.
         temperature: positive number.
         block: test images compared at once; bounds the memory.
 
     Returns:
-        Dict of `top1` and `top5`, in per cent.
+        float32 array [test, classes], as many as the training labels have.
     """
     bank = tf.math.l2_normalize(tf.cast(train_features, tf.float32), axis=-1)
     queries = tf.math.l2_normalize(tf.cast(test_features, tf.float32), axis=-1)
     bank_labels = tf.cast(train_labels, tf.int32)
-    classes = int(max(train_labels.max(), test_labels.max())) + 1
+    classes = int(train_labels.max()) + 1
     k = min(k, len(train_labels))
 
     @tf.function(input_signature=[tf.TensorSpec([None, bank.shape[1]])])
@@ -54,7 +69,7 @@ def knn(
         )
 
     votes = [vote(queries[i : i + block]) for i in range(0, len(queries), block)]
-    return accuracies(np.concatenate(votes), test_labels)
+    return np.concatenate(votes)
 
 
 def linear_probe(

@@ -12,8 +12,10 @@ from ressl_keras import data, neighbours
 def test_the_nearest_are_those_of_scikit_learn(random):
     queries, bank = random.normal(size=[9, 16]), random.normal(size=[60, 16])
     search = NearestNeighbors(n_neighbors=5, metric="cosine").fit(bank)
-    expected = search.kneighbors(queries, return_distance=False)
-    np.testing.assert_array_equal(neighbours.nearest(queries, bank, 5), expected)
+    distances, expected = search.kneighbors(queries)
+    places, similarities = neighbours.nearest(queries, bank, 5)
+    np.testing.assert_array_equal(places, expected)
+    np.testing.assert_allclose(similarities, 1 - distances, atol=1e-9)
 
 
 @pytest.fixture
