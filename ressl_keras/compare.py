@@ -16,6 +16,8 @@ import statistics
 import subprocess
 import sys
 
+from matplotlib.figure import Figure
+
 from ressl_keras.callbacks import MetricsTable
 from ressl_keras.errors import UsageError
 
@@ -77,10 +79,7 @@ def compare(flagfiles, seeds, workdir, options=(), script="train.py", progress=p
     with open(path, "w") as file:
         file.write(table(runs) + "\n")
     progress(table(runs))
-    try:
-        plot(runs, os.path.join(workdir, "comparison.png"))
-    except ImportError:
-        progress("There is no plot without matplotlib: pip install matplotlib")
+    plot(runs, os.path.join(workdir, "comparison.png"))
     return path
 
 
@@ -170,12 +169,7 @@ def plot(runs, path):
     Args:
         runs: list of `Run`.
         path: image file to write.
-
-    Raises:
-        ImportError: if there is no matplotlib.
     """
-    from matplotlib.figure import Figure
-
     # Not pyplot: no display is needed, and no state is kept.
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot(xlabel="step", ylabel="kNN top-1 (%)")

@@ -116,6 +116,45 @@ def grid(columns, cell=128, gap=8):
     return canvas
 
 
+def places_apart(points, apart):
+    """Which points can be shown without their pictures overlapping.
+
+    Args:
+        points: float array [count, 2].
+        apart: distance, along either axis, that two pictures need.
+
+    Returns:
+        List of places; a point is taken unless one before it is too near.
+    """
+    taken = []
+    for place, point in enumerate(points):
+        distances = np.abs(points[taken] - point).max(axis=1)
+        if (distances >= apart).all():
+            taken.append(place)
+    return taken
+
+
+def scattered(images, points, side, thumbnail):
+    """Pictures, each centred on its point of a square map.
+
+    Args:
+        images: uint8 array [count, size, size, 3].
+        points: float array [count, 2] in 0-1, from the left and from the bottom.
+        side: of the map, in pixels.
+        thumbnail: side of the largest picture, in pixels.
+
+    Returns:
+        A `PIL.Image` with an alpha channel; the ground is transparent.
+    """
+    canvas = Image.new("RGBA", (side, side), (0, 0, 0, 0))
+    for image, (x, y) in zip(images, points):
+        picture = fitted(image, thumbnail)
+        free = side - thumbnail
+        corner = (round(x * free), round((1 - y) * free))
+        canvas.paste(picture, corner)
+    return canvas
+
+
 def encoded(picture, kind="PNG", **options):
     """A picture's bytes as a file of the given kind would have them."""
     buffer = io.BytesIO()

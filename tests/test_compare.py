@@ -70,7 +70,6 @@ def test_the_table_has_mean_and_spread_over_the_seeds(setting):
 
 
 def test_the_plot_is_an_image_of_something(setting):
-    pytest.importorskip("matplotlib")
     folder, run, _ = setting
     run()
     colours = (
