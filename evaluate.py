@@ -88,7 +88,7 @@ GROUPS = {
 
 
 def main(_):
-    from ressl_keras import data, encoders, evaluation, training
+    from ressl_keras import data, encoders, evaluation, report, training
 
     encoder = encoders.load_encoder(FLAGS.encoder, FLAGS.preprocessing)
     at = FLAGS.encoder.rstrip("/")
@@ -97,6 +97,7 @@ def main(_):
     output = FLAGS.output or os.path.join(folder, "evaluation.json")
     training.prepare_workdir(os.path.dirname(output) or ".")
     dataset = data.load(FLAGS.dataset, FLAGS.data_dir, FLAGS.download)
+    evidence = evaluation.Evidence()
     results = evaluation.evaluate(
         encoder,
         dataset,
@@ -107,10 +108,29 @@ def main(_):
         seed=FLAGS.seed,
         cache=FLAGS.feature_cache,
         picture=os.path.join(os.path.dirname(output), evaluation.PICTURE_FILE),
+        evidence=evidence,
     )
     encoders.write_json(output, results)
     print(evaluation.table(results))
     print(f"Written to {output}.")
+    report.try_to_write(
+        os.path.join(os.path.dirname(output), _page_name(output)),
+        title=at,
+        run=folder if os.path.exists(os.path.join(folder, "flags.txt")) else None,
+        encoder=encoder,
+        dataset=dataset,
+        results=results,
+        evidence=evidence,
+        command=ressl_command.typed(),
+    )
+
+
+def _page_name(output):
+    """report.html beside evaluation.json, else the JSON's own name."""
+    from ressl_keras import report
+
+    stem = os.path.splitext(os.path.basename(output))[0]
+    return report.REPORT_FILE if stem == "evaluation" else f"{stem}.html"
 
 
 if __name__ == "__main__":

@@ -250,7 +250,7 @@ def main(_):
 
 
 def run():
-    from ressl_keras import data, distribution, encoders, evaluation, training
+    from ressl_keras import data, distribution, encoders, evaluation, report, training
 
     # First of all: TensorFlow takes no more devices or machines once it has started.
     strategy = distribution.make_strategy(FLAGS.strategy, FLAGS.devices)
@@ -290,11 +290,23 @@ def run():
         progress=say,
     )
     if chief:
+        judged, results, evidence = None, None, evaluation.Evidence()
+        if FLAGS.evaluate:
+            judged = encoders.load_encoder(encoder)
         if FLAGS.evaluate and dataset.labelled:
-            results = evaluation.evaluate(encoders.load_encoder(encoder), dataset)
+            results = evaluation.evaluate(judged, dataset, evidence=evidence)
             output = os.path.join(FLAGS.workdir, "evaluation.json")
             encoders.write_json(output, results)
             print(evaluation.table(results))
+        report.try_to_write(
+            os.path.join(FLAGS.workdir, report.REPORT_FILE),
+            run=FLAGS.workdir,
+            encoder=judged,
+            dataset=dataset,
+            results=results,
+            evidence=evidence,
+            command=ressl_command.typed(),
+        )
         print(f"The encoder is {encoder}. To evaluate it:")
         command = ["python", "evaluate.py", f"--encoder={encoder}"]
         command += [
