@@ -85,6 +85,9 @@ def test_a_run_leaves_the_files_that_others_rely_on(trained):
     assert "Epoch 3/3: loss " in output
     assert "images/s" in output
     assert not set("\r\b\033") & set(output)
+    assert (workdir / "views.png").exists()
+    page = (workdir / "report.html").read_text()
+    assert f"{results['knn']['top1']:.2f}" in page and "train.py" in page
 
 
 def test_a_run_lists_what_it_could_not_read(trained):
@@ -103,6 +106,20 @@ def test_the_printed_command_evaluates_the_encoder(trained, tmp_path):
     before = json.loads((workdir / "evaluation.json").read_text())
     for protocol in ("knn", "linear"):
         assert again[protocol]["top1"] == before[protocol]["top1"]
+    assert "evaluate.py" in (tmp_path / "again.html").read_text()
+
+
+def test_the_views_can_be_looked_at_before_training(images, tmp_path):
+    result = script(
+        "train.py",
+        "--dataset=folder",
+        f"--data_dir={images}",
+        "--preview",
+        "--crops=32,16",
+        f"--workdir={tmp_path}",
+    )
+    assert result.returncode == 0, result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["skipped.txt", "views.png"]
 
 
 def test_the_effective_flags_are_a_flagfile_that_repeats_the_run(trained, tmp_path):
