@@ -187,7 +187,8 @@ def _facts(description, flags, encoder, dataset):
         for name in ("epochs", "seed", "precision"):
             facts[name] = _flag(flags, name)
     if encoder is not None:
-        facts["parameters"] = f"{encoder.count_params():,}"
+        if not encoders.is_frozen(encoder):
+            facts["parameters"] = f"{encoder.count_params():,}"
         height, width = encoder.input_shape[1:3]
         facts["input"] = f"{height} by {width} pixels" if height else "any size"
         facts["features"] = encoder.output_shape[-1]

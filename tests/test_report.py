@@ -13,6 +13,7 @@ import tomllib
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import ROOT
 from PIL import Image
 
@@ -240,6 +241,58 @@ def test_hostile_names_stay_text_and_nothing_is_fetched(labelled, unlabelled):
     assert SHOWN[:27] in Page(labelled[0]).sections["classes"]
 
 
+def test_many_classes_are_cut_to_the_best_and_the_worst(random, tmp_path):
+    pixels, labels = shapes.render(240, seed=0, size=8)
+    labels = np.arange(240) % 60
+    images = data.ArrayImages(pixels, labels)
+    dataset = data.Dataset("many", images, images, images, [f"c{i}" for i in range(60)])
+    features = random.normal(size=[240, 4]).astype(np.float32)
+    # Classes from 30 on are right, the others of the next class.
+    evidence = evaluation.Evidence(
+        images, images, features, features, labels + (labels < 30)
+    )
+    path = report.write(
+        str(tmp_path / "many.html"),
+        encoder=small_encoder(),
+        dataset=dataset,
+        evidence=evidence,
+    )
+    page = Page(path)
+    rows = page.rows["classes"][1:]
+    assert [float(row[3]) for row in rows] == [0] * 20 + [100] * 20
+    assert rows[0][4] == "c1 (4)" and rows[-1][4] == "\N{EN DASH}"
+    assert "20 highest of 60 classes" in page.sections["classes"]
+    assert not any("coloured points" in label for label in page.labels)
+
+
+class Streamed(data.StreamedImages):
+    """Records that come in one order, without a data set behind them."""
+
+    def __init__(self, pixels):
+        self.encoded = [tf.io.encode_png(image) for image in pixels]
+
+    def __len__(self):
+        return len(self.encoded)
+
+    def epoch(self, seed, epoch, worker=0, workers=1):
+        return tf.data.Dataset.from_tensor_slices(self.encoded)
+
+
+def test_images_too_many_for_memory_are_looked_at_from_the_first_on(tmp_path):
+    pixels, _ = shapes.render(20, seed=0, size=24)
+    dataset = data.Dataset("stream", Streamed(pixels))
+    training.preview(dataset, str(tmp_path), image_size=16, count=3)
+    path = report.write(
+        str(tmp_path / "report.html"),
+        run=str(tmp_path),
+        encoder=small_encoder(),
+        dataset=dataset,
+    )
+    page = Page(path)
+    assert "20 images" in page.sections["health"]
+    assert set(page.sections) > {"neighbours", "map", "views"}
+
+
 def test_a_report_that_fails_says_so_and_no_more(tmp_path, capsys):
     (tmp_path / "encoder.json").write_text("{ no json")
     lines = []
@@ -323,8 +376,7 @@ return [...document.querySelectorAll("main svg, main img")].map(figure => {
 COLOURS = """
 const ground = getComputedStyle(document.body).backgroundColor;
 const words = [...document.querySelectorAll("svg text")]
-  .map(word => getComputedStyle(word).fill)
-  .filter(fill => fill != "rgb(255, 255, 255)");  // that is on blue
+  .map(word => getComputedStyle(word).fill);
 const quiet = [...document.querySelectorAll("dt, figcaption, b")]
   .map(word => getComputedStyle(word).color);
 return [ground, words.concat(quiet)];
