@@ -166,7 +166,8 @@ def confusion(name, counts, class_names):
         axes = figure.add_subplot(xlabel="predicted", ylabel="true")
         axes.grid(False)
         blue = np.broadcast_to([0, 0.45, 0.7, 1], [classes, classes, 4]).copy()
-        blue[..., 3] = 0.75 * shares  # the page's text is legible on any of it
+        # The root shows small shares; on no more than this the text is legible.
+        blue[..., 3] = 0.75 * np.sqrt(shares)
         axes.imshow(blue, interpolation="none")
         names = [shortened(class_name) for class_name in class_names]
         if classes <= 40:

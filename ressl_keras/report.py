@@ -5,6 +5,7 @@ import dataclasses
 import datetime
 import json
 import os
+import shlex
 import traceback
 
 import jinja2
@@ -105,7 +106,7 @@ def write(
         "results": _results(results),
         "curves": _curves(run, flags),
         "views": _views(run),
-        "command": command and _clean(command),
+        "command": command and _clean(_folded(command)),
         "flags": [_clean(line) for line in flags],
         "versions": _versions(description, encoder),
     }
@@ -145,7 +146,16 @@ def try_to_write(path, progress=print, **arguments):
 def _clean(text):
     """Text as any browser takes it, whatever bytes a file's name is made of."""
     text = str(text).encode("utf-8", "replace").decode()
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
+
+
+def _folded(command):
+    """A command with a line for every flag, to be copied as it is."""
+    words = map(shlex.quote, shlex.split(command))
+    return " ".join(
+        f"\\\n    {word}" if word.lstrip("'").startswith("--") else word
+        for word in words
+    )
 
 
 def _named(class_name):

@@ -220,7 +220,9 @@ def test_every_column_of_the_metrics_is_drawn(labelled):
 
 def test_what_was_run_and_how_to_repeat_it_is_told(labelled):
     page = Page(labelled[0])
-    assert "python train.py --workdir='<b>&run'" in page.sections["again"]
+    again = page.sections["again"]
+    command = again[again.index("python") : again.index("All flags")]
+    assert command.strip() == "python train.py \\\n    '--workdir=<b>&run'"
     assert "--data_dir=<i>" in page.sections["again"]
     assert "9.8.7" in page.sections["again"]
     for fact in ("ressl", "12", "8 by 8 pixels", "100 to test with, 10 classes", SHOWN):
