@@ -323,9 +323,13 @@ def _look(encoder, dataset, evidence):
         asked = bank = _Embedded(images, features, side)
     some = asked.take(data.evaluation_indices(asked.images, _MOST))
     class_names = [_named(name) for name in dataset.class_names]
+    if not np.isfinite(some.features).all():
+        return {"broken": True}
     return {
         "health": spread_of(some.features),
-        "neighbours": _neighbours(asked, bank, class_names),
+        "neighbours": _neighbours(asked, bank, class_names)
+        if len(bank.images) > 1
+        else None,
         "map": _map(some, class_names) if len(some.images) > 3 else None,
     }
 
@@ -357,7 +361,8 @@ def spread_of(features):
     count, dim = features.shape
     unit = _unit(features)
     singular = np.linalg.svd(unit, compute_uv=False)
-    shares = singular[singular > 0] / singular.sum()
+    shares = singular / max(singular.sum(), 1e-12)
+    shares = shares[shares > 0]
     return {
         "count": count,
         "std": float(unit.std(axis=0).mean()),
@@ -433,6 +438,9 @@ def project(features, steps=500):
         float array [count, 2] in 0-1, the same for the same features.
     """
     unit = _unit(features)
+    # Collapsed features have no directions to begin with, and scikit-learn divides by
+    # their variance; this is far below what a difference in features means.
+    unit = unit + np.random.default_rng(0).normal(0, 1e-6, unit.shape)
     tsne = TSNE(
         perplexity=min(30, (len(unit) - 1) / 3),
         init="pca" if min(unit.shape) > 1 else "random",

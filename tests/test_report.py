@@ -267,6 +267,27 @@ def test_many_classes_are_cut_to_the_best_and_the_worst(random, tmp_path):
     assert not any("coloured points" in label for label in page.labels)
 
 
+@pytest.mark.parametrize("value", [0.0, 1.0, np.nan])
+def test_an_encoder_that_has_collapsed_or_burst_has_a_report(value, tmp_path):
+    encoder = small_encoder()
+    encoder.layers[-1].set_weights([np.zeros([192, 12]), np.full([12], value)])
+    dataset = small_dataset(labelled=False)
+    path = report.write(str(tmp_path / "x.html"), encoder=encoder, dataset=dataset)
+    page = Page(path)
+    if np.isnan(value):
+        assert set(page.sections) == {"facts", "broken", "again"}
+    else:
+        assert 'id="rank">1.0<' in page.source
+        assert {"neighbours", "map"} < set(page.sections)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_a_handful_of_images_has_a_report(count, tmp_path):
+    few = data.Dataset("few", data.ArrayImages(shapes.render(count, 0, size=8)[0]))
+    path = report.write(str(tmp_path / "x.html"), encoder=small_encoder(), dataset=few)
+    assert len(Page(path).images) == {1: 0, 2: 2 * 2, 5: 5 * 5 + 1}[count]
+
+
 class Streamed(data.StreamedImages):
     """Records that come in one order, without a data set behind them."""
 
