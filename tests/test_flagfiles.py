@@ -20,6 +20,7 @@ from ressl_keras import build_backbone, data, training
 IMAGE_SIZES = {
     "quickstart": 32,
     "folder": 64,
+    "folder_cpu": 64,
     "cifar10": 32,
     "cifar100": 32,
     "stl10": 96,
