@@ -97,6 +97,7 @@ def main(_):
     output = FLAGS.output or os.path.join(folder, "evaluation.json")
     training.prepare_workdir(os.path.dirname(output) or ".")
     dataset = data.load(FLAGS.dataset, FLAGS.data_dir, FLAGS.download)
+    picture = os.path.join(os.path.dirname(output), evaluation.PICTURE_FILE)
     evidence = evaluation.Evidence()
     results = evaluation.evaluate(
         encoder,
@@ -107,12 +108,14 @@ def main(_):
         finetune_epochs=FLAGS.finetune_epochs,
         seed=FLAGS.seed,
         cache=FLAGS.feature_cache,
-        picture=os.path.join(os.path.dirname(output), evaluation.PICTURE_FILE),
+        picture=picture,
         evidence=evidence,
     )
     encoders.write_json(output, results)
     print(evaluation.table(results))
     print(f"Written to {output}.")
+    if "neighbours" in results:
+        print(f"The neighbours are in {picture}.")
     report.try_to_write(
         os.path.join(os.path.dirname(output), _page_name(output)),
         title=at,

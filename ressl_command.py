@@ -6,6 +6,7 @@ imported.
 """
 
 import difflib
+import logging
 import os
 import re
 import shlex
@@ -13,7 +14,8 @@ import signal
 import sys
 import textwrap
 
-from absl import app, flags, logging
+from absl import app, flags
+from absl import logging as absl_logging
 
 # oneDNN's kernels make a ResNet step 1.7 times as fast on CPUs where TensorFlow leaves
 # them off.
@@ -65,7 +67,9 @@ def parse(argv, groups, takes_more=False):
         say_error(mistake)
         sys.exit(1)
     if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # TFDS tells of every file it opens
+        absl_logging.set_verbosity(absl_logging.WARNING)  # TFDS: every file it opens
+        # It advises against tracing a function for each encoder, as one must.
+        logging.getLogger("tensorflow").setLevel(logging.ERROR)
     return argv[end + 1 :]
 
 
