@@ -2,9 +2,85 @@
 
 Everything here is a function of tensors. Embeddings and queue rows are expected to
 have unit length, so that an inner product is a cosine similarity.
+
+A [batch, queue size] array is the largest thing in a training step. A relation keeps
+two of them, logits and probabilities, and everything else is made from these.
 """
 
+from typing import NamedTuple
+
 import tensorflow as tf
+
+
+class Distribution(NamedTuple):
+    """A softmax over the references, and what it was made from.
+
+    Attributes:
+        logits: [batch, references], similarities over the temperature.
+        probabilities: [batch, references], their softmax; no gradient passes.
+        log_partition: [batch], log of the sum of the logits' exponentials.
+    """
+
+    logits: tf.Tensor
+    probabilities: tf.Tensor
+    log_partition: tf.Tensor
+
+
+def distribution(logits):
+    """The softmax of logits.
+
+    Args:
+        logits: float tensor [batch, references].
+
+    Returns:
+        A `Distribution`.
+    """
+    probabilities = tf.nn.softmax(tf.stop_gradient(logits))
+
+    largest = tf.reduce_max(tf.stop_gradient(logits), axis=-1)
+    log_partition = largest - tf.math.log(tf.reduce_max(probabilities, axis=-1))
+    return Distribution(
+        logits,
+        probabilities,
+        _with_slope(log_partition, logits, lambda: probabilities),
+    )
+
+
+def _with_slope(value, logits, slope):
+    """A value [batch] computed from logits already, whose gradient to them is known.
+
+    Left to itself, TensorFlow would exponentiate again forwards and backwards, and keep
+    an array for each term of the gradient.
+    """
+
+    @tf.custom_gradient
+    def known(logits):
+        return tf.identity(value), lambda upstream: upstream[:, tf.newaxis] * slope()
+
+    return known(logits)
+
+
+def relate(embeddings, references, temperature, excluded=None):
+    """The relation of each embedding to the references (arXiv 2107.09282, eq. 1).
+
+    Args:
+        embeddings: float tensor [batch, dim], unit rows.
+        references: float tensor [references, dim], unit rows.
+        temperature: positive number; smaller is sharper.
+        excluded: bool tensor [batch, references] of pairs that get no weight, or None.
+
+    Returns:
+        A `Distribution`, in float64 for float64 inputs and in float32 otherwise.
+    """
+    embeddings, references = (
+        _at_least_float32(embeddings),
+        _at_least_float32(references),
+    )
+    # The temperature goes into the small factor.
+    logits = tf.matmul(embeddings / temperature, references, transpose_b=True)
+    if excluded is not None:
+        logits = tf.where(excluded, tf.constant(-1e4, logits.dtype), logits)
+    return distribution(logits)
 
 
 def _at_least_float32(tensor):
@@ -13,35 +89,54 @@ def _at_least_float32(tensor):
     return tf.cast(tensor, tf.float32) if tensor.dtype.size < 4 else tensor
 
 
-def relation_logits(embeddings, queue, temperature):
-    """Scaled similarities of each embedding to each queue entry.
-
-    Args:
-        embeddings: float tensor [batch, dim], unit rows.
-        queue: float tensor [queue size, dim], unit rows.
-        temperature: positive number; smaller is sharper.
-
-    Returns:
-        Logits [batch, queue size], float64 for float64 inputs and float32 otherwise.
-    """
-    embeddings, queue = _at_least_float32(embeddings), _at_least_float32(queue)
-    return tf.matmul(embeddings, queue, transpose_b=True) / temperature
-
-
-def cross_entropy(student_logits, teacher_logits):
+def cross_entropy(student, teacher):
     """Cross-entropy from the teacher's relation to the student's.
 
     No gradient reaches the teacher's logits.
 
     Args:
-        student_logits: float tensor [batch, queue size].
-        teacher_logits: float tensor [batch, queue size], same dtype.
+        student: `Distribution`.
+        teacher: `Distribution` over the same references.
 
     Returns:
         Loss per example, [batch], in nats.
     """
-    target = tf.stop_gradient(tf.nn.softmax(teacher_logits))
-    return tf.nn.softmax_cross_entropy_with_logits(labels=target, logits=student_logits)
+    logits = tf.stop_gradient(student.logits)
+    expected = tf.einsum("br,br->b", teacher.probabilities, logits)
+    return _with_slope(
+        tf.stop_gradient(student.log_partition) - expected,
+        student.logits,
+        lambda: student.probabilities - teacher.probabilities,
+    )
+
+
+def entropy(relation):
+    """Shannon entropy of a relation.
+
+    A teacher entropy near log(queue size) says the relation is uniform and teaches
+    nothing; one near zero says it names a single neighbour.
+
+    Args:
+        relation: `Distribution`.
+
+    Returns:
+        Entropy [batch], in nats; no gradient passes.
+    """
+    return tf.stop_gradient(cross_entropy(relation, relation))
+
+
+def contrast(relation, positive):
+    """InfoNCE: how hard the positive is to find among it and the references.
+
+    Args:
+        relation: `Distribution` over the negatives.
+        positive: float tensor [batch], similarity to the positive over the same
+            temperature.
+
+    Returns:
+        Loss per example, [batch], in nats.
+    """
+    return tf.nn.softplus(relation.log_partition - positive)
 
 
 def relational_loss(
@@ -72,10 +167,10 @@ def relational_loss(
     >>> relational_loss(student, teacher, queue).shape
     TensorShape([8])
     """
-    queue = tf.stop_gradient(queue)
+    teacher, queue = tf.stop_gradient(teacher), tf.stop_gradient(queue)
     return cross_entropy(
-        relation_logits(student, queue, student_temperature),
-        relation_logits(tf.stop_gradient(teacher), queue, teacher_temperature),
+        relate(student, queue, student_temperature),
+        relate(teacher, queue, teacher_temperature),
     )
 
 
@@ -93,38 +188,5 @@ def info_nce_loss(student, teacher, queue, temperature=0.2):
     """
     student, teacher = _at_least_float32(student), _at_least_float32(teacher)
     positive = tf.reduce_sum(student * tf.stop_gradient(teacher), axis=-1)
-    return contrast(
-        relation_logits(student, tf.stop_gradient(queue), 1.0), positive, temperature
-    )
-
-
-def contrast(negatives, positive, temperature):
-    """InfoNCE from similarities.
-
-    Args:
-        negatives: float tensor [batch, count], similarities to the negatives.
-        positive: float tensor [batch], similarity to the positive.
-        temperature: positive number.
-
-    Returns:
-        Loss per example, [batch], in nats.
-    """
-    logits = tf.concat([positive[:, tf.newaxis], negatives], axis=-1) / temperature
-    return tf.reduce_logsumexp(logits, axis=-1) - logits[:, 0]
-
-
-def entropy(logits):
-    """Shannon entropy of softmax(logits), per row.
-
-    A teacher entropy near log(queue size) says the relation is uniform and teaches
-    nothing; one near zero says it names a single neighbour.
-
-    Args:
-        logits: float tensor [batch, classes].
-
-    Returns:
-        Entropy [batch], in nats.
-    """
-    return tf.nn.softmax_cross_entropy_with_logits(
-        labels=tf.nn.softmax(logits), logits=logits
-    )
+    relation = relate(student, tf.stop_gradient(queue), temperature)
+    return contrast(relation, positive / temperature)

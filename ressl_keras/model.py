@@ -38,15 +38,8 @@ class ReSSL(keras.Model):
             averaged (multi-crop, section 4.4).
         queue_size: embeddings remembered, K in the paper.
         momentum: share of the old teacher kept at each step, m in the paper.
-        student_temperature: temperature of the student's relation.
-        teacher_temperature: temperature of the teacher's; below the student's, the
-            target is sharpened.
-        info_nce_steps: for this many steps at the start the objective is InfoNCE over
-            the same queue (arXiv 2203.08717), since relations to a queue that means
-            nothing yet teach little. 0 is the original method.
-        info_nce_temperature: temperature of that objective.
-        objective: the method, as in `objectives`, in place of what the temperatures
-            and `info_nce_steps` say.
+        objective: the method and its temperatures, as in `objectives`; by default
+            `Relation()`, the paper's.
         references: what both are compared with: `queue`, or `batch`, the teacher's
             embeddings of the other images of the global batch.
         predictor: `keras.Model` from embeddings to embeddings [batch, dim] that the
@@ -57,8 +50,8 @@ class ReSSL(keras.Model):
         seed: integer seed of the views, the queue and the shuffling.
 
     Raises:
-        UsageError: if a temperature is not positive, the momentum is outside [0, 1],
-            the queue has no rows, or `references` is unknown.
+        UsageError: if the momentum is outside [0, 1], the queue has no rows, or
+            `references` is unknown.
 
     Example:
 
@@ -77,10 +70,6 @@ class ReSSL(keras.Model):
         student_view=None,
         queue_size=4096,
         momentum=0.99,
-        student_temperature=0.1,
-        teacher_temperature=0.04,
-        info_nce_steps=0,
-        info_nce_temperature=0.2,
         objective=None,
         references="queue",
         predictor=None,
@@ -89,25 +78,13 @@ class ReSSL(keras.Model):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        if objective is None:
-            objective = objectives.build_objective(
-                "ressl",
-                student_temperature,
-                teacher_temperature,
-                info_nce_temperature,
-                info_nce_steps,
-            )
         if references not in ("queue", "batch"):
             raise UsageError(f"references is queue or batch; got '{references}'.")
         if not 0 <= momentum <= 1:
             raise UsageError(f"momentum must lie in [0, 1]; got {momentum}.")
         self.queue_size = queue_size
         self.momentum = momentum
-        self.student_temperature = objective.student_temperature
-        self.teacher_temperature = objective.teacher_temperature
-        self.info_nce_steps = info_nce_steps
-        self.info_nce_temperature = info_nce_temperature
-        self.objective = objective
+        self.objective = objective or objectives.Relation()
         self.references = references
         self.shuffle_teacher = shuffle_teacher
         self.seed = seed
@@ -163,12 +140,18 @@ class ReSSL(keras.Model):
                 self._update_teacher()
                 teacher = self._embed_teacher(teacher_images)  # [b, D]
                 everyone = _gather_replicas(teacher)  # [global b, D]
-                related = self._relate(teacher, everyone)  # [b, K]
-            relations = [self._relate(student, everyone) for student in students]
+                references = self._references(everyone)  # [K, D]
+                target = self._relate(
+                    teacher, references, self.objective.teacher_temperature
+                )
+            relations = [
+                self._relate(student, references, self.objective.student_temperature)
+                for student in students
+            ]
             crop_losses = [
                 self.objective(
-                    relation,  # [b, K]
-                    related,
+                    relation,  # over [b, K]
+                    target,
                     positive=tf.reduce_sum(student * teacher, axis=-1),  # [b]
                     step=self.optimizer.iterations,
                 )
@@ -180,9 +163,12 @@ class ReSSL(keras.Model):
             scaled = self.optimizer.scale_loss(tf.reduce_mean(loss) / replicas)
 
         variables = self.trainable_variables
-        self.optimizer.apply(tape.gradient(scaled, variables), variables)
-        self.queue.enqueue(everyone)
-        logs = self._logs(loss, students[0], relations[0], related)
+        gradients = tape.gradient(scaled, variables)
+        logs = self._logs(loss, students[0], relations[0], target)
+        # Once nothing reads the queue as it was, its rows can be written in place.
+        with tf.control_dependencies([*gradients, *logs.values()]):
+            self.queue.enqueue(everyone)
+        self.optimizer.apply(gradients, variables)
         return {**logs, "learning_rate": learning_rate}
 
     def _views(self, data):
@@ -259,19 +245,27 @@ class ReSSL(keras.Model):
             tf.gather(embedded, places), [images.shape[0], embedded.shape[-1]]
         )
 
-    def _relate(self, embeddings, everyone):
-        """Cosine similarities [b, K] to the references.
+    def _references(self, everyone):
+        """What this step's embeddings are compared with, [K, D]."""
+        if self.references == "batch":
+            return everyone
+        if not self.jit_compile:
+            self.queue.share()
+        return self.queue.features
 
-        With the batch as the references an image is none of its own: its place gets a
-        similarity that no softmax gives weight to.
+    def _relate(self, embeddings, references, temperature):
+        """The relation of embeddings [b, D] to the references [K, D].
+
+        With the batch as the references an image is none of its own.
         """
-        if self.references == "queue":
-            return losses.relation_logits(embeddings, self.queue.features, 1.0)
-        context = tf.distribute.get_replica_context()
-        count, total = tf.shape(embeddings)[0], tf.shape(everyone)[0]
-        first = context.replica_id_in_sync_group * count
-        own = tf.one_hot(first + tf.range(count), total, on_value=True, off_value=False)
-        return tf.where(own, -1e3, losses.relation_logits(embeddings, everyone, 1.0))
+        own = None
+        if self.references == "batch":
+            context = tf.distribute.get_replica_context()
+            count, total = tf.shape(embeddings)[0], tf.shape(references)[0]
+            first = context.replica_id_in_sync_group * count
+            places = first + tf.range(count)
+            own = tf.one_hot(places, total, on_value=True, off_value=False)
+        return losses.relate(embeddings, references, temperature, excluded=own)
 
     def _update_teacher(self):
         for teacher, student in self._averaged:
@@ -279,12 +273,12 @@ class ReSSL(keras.Model):
             # Each replica writes its own copy; all compute the same number.
             tf.raw_ops.AssignVariableOp(resource=teacher.value.handle, value=average)
 
-    def _logs(self, loss, student, relation, teacher_relation):
-        same = tf.argmax(relation, -1) == tf.argmax(teacher_relation, -1)
+    def _logs(self, loss, student, relation, target):
+        same = tf.argmax(relation.logits, -1) == tf.argmax(target.logits, -1)
         values = (
             loss,
-            losses.entropy(teacher_relation / self.objective.teacher_temperature),
-            losses.entropy(relation / self.objective.student_temperature),
+            losses.entropy(target),
+            losses.entropy(relation),
             tf.cast(same, tf.float32),
             tf.fill(tf.shape(loss), _global_std(student)),
         )
@@ -324,10 +318,6 @@ class ReSSL(keras.Model):
             else serialize(self.student_view),
             "queue_size": self.queue_size,
             "momentum": self.momentum,
-            "student_temperature": self.student_temperature,
-            "teacher_temperature": self.teacher_temperature,
-            "info_nce_steps": self.info_nce_steps,
-            "info_nce_temperature": self.info_nce_temperature,
             "objective": serialize(self.objective),
             "references": self.references,
             "predictor": serialize(self.predictor),

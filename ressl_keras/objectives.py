@@ -1,8 +1,9 @@
 """Methods: what is made of the similarities that a training step has measured.
 
-A step measures how similar the student's and the teacher's embeddings are to a set of
-references, the queue as a rule, and how similar they are to each other. A method turns
-these numbers into a loss; it is one small class, and the step knows none by name.
+A step relates the student's and the teacher's embeddings to a set of references, the
+queue as a rule, each at the temperature that the method names, and measures how similar
+they are to each other. A method turns this into a loss; it is one small class, and the
+step knows none by name.
 """
 
 import keras
@@ -70,9 +71,11 @@ class Relation:
             sharpened, and equal to it, it is not.
 
     Call arguments:
-        student: float tensor [batch, references], the student's cosine similarities.
-        teacher: float tensor [batch, references], the teacher's.
-        positive: float tensor [batch], of the two embeddings of an image to each other.
+        student: `losses.Distribution` over the references, the student's relation at
+            `student_temperature`.
+        teacher: the teacher's, at `teacher_temperature`.
+        positive: float tensor [batch], cosine similarity of the two embeddings of an
+            image to each other.
         step: integer tensor, optimizer steps taken so far.
 
     Returns:
@@ -83,8 +86,13 @@ class Relation:
 
     Example:
 
-    >>> student, teacher = tf.random.uniform([2, 8, 4096], -1, 1)
-    >>> Relation()(student, teacher, tf.ones([8]), step=0).shape
+    >>> unit = lambda x: tf.math.l2_normalize(x, axis=-1)
+    >>> embeddings = unit(tf.random.normal([8, 128]))
+    >>> queue = unit(tf.random.normal([4096, 128]))
+    >>> objective = Relation()
+    >>> student = losses.relate(embeddings, queue, objective.student_temperature)
+    >>> teacher = losses.relate(embeddings, queue, objective.teacher_temperature)
+    >>> objective(student, teacher, tf.ones([8]), step=0).shape
     TensorShape([8])
     """
 
@@ -97,9 +105,7 @@ class Relation:
         self.teacher_temperature = teacher_temperature
 
     def __call__(self, student, teacher, positive, step):
-        return losses.cross_entropy(
-            student / self.student_temperature, teacher / self.teacher_temperature
-        )
+        return losses.cross_entropy(student, teacher)
 
     def get_config(self):
         return {
@@ -134,15 +140,15 @@ class InfoNCE:
 
     @property
     def student_temperature(self):
-        """Of the relation that the metrics describe; the loss knows one only."""
         return self.temperature
 
     @property
     def teacher_temperature(self):
+        """Of the relation that the metrics describe; the loss has no use for it."""
         return self.temperature
 
     def __call__(self, student, teacher, positive, step):
-        return losses.contrast(student, positive, self.temperature)
+        return losses.contrast(student, positive / self.temperature)
 
     def get_config(self):
         return {"temperature": self.temperature}
@@ -160,7 +166,8 @@ class WarmUp:
 
     Args:
         first: objective of the first steps.
-        then: objective of the others, which the metrics describe throughout.
+        then: objective of the others, at whose temperatures the relations are taken
+            throughout.
         steps: how many steps are the first.
 
     Call arguments and result: as of `Relation`.
@@ -178,9 +185,19 @@ class WarmUp:
         return self.then.teacher_temperature
 
     def __call__(self, student, teacher, positive, step):
+        def first():
+            student_then = self.student_temperature, self.first.student_temperature
+            teacher_then = self.teacher_temperature, self.first.teacher_temperature
+            return self.first(
+                _reheated(student, *student_then),
+                _reheated(teacher, *teacher_then),
+                positive,
+                step,
+            )
+
         return tf.cond(
             step < self.steps,
-            lambda: self.first(student, teacher, positive, step),
+            first,
             lambda: self.then(student, teacher, positive, step),
         )
 
@@ -200,3 +217,10 @@ class WarmUp:
             deserialize(config["then"]),
             config["steps"],
         )
+
+
+def _reheated(relation, before, after):
+    """A relation taken at one temperature as it is at another."""
+    if before == after:
+        return relation
+    return losses.distribution(relation.logits * (before / after))

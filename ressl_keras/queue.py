@@ -59,6 +59,16 @@ class FeatureQueue(keras.layers.Layer):
         """All rows, float32 tensor [size, dim], in storage order."""
         return tf.convert_to_tensor(self._features.value)
 
+    def share(self):
+        """Lets the next read of `features` share their memory, and not copy them.
+
+        A variable that rows are scattered into copies itself whole whenever it is
+        read, from the first scatter on; this takes that back until the next. Nothing is
+        copied, then, as long as no tensor that was read is in use when `enqueue` runs.
+        XLA has no such operation and needs none: leave it out there.
+        """
+        tf.raw_ops.DisableCopyOnRead(resource=self._features.value.handle)
+
     @property
     def pointer(self):
         """Where the next row goes, int32 scalar; the oldest row lives there."""

@@ -73,6 +73,19 @@ def test_half_precision_is_computed_in_float32(random, half):
     np.testing.assert_allclose(loss, exact, rtol=1e-5)
 
 
+def test_the_gradient_of_the_log_partition_is_the_softmax(random):
+    logits = tf.constant(random.normal(size=[5, 7]) * 20)
+    with tf.GradientTape() as tape:
+        tape.watch(logits)
+        relation = losses.distribution(logits)
+    gradient = tape.gradient(relation.log_partition, logits)
+    expected = np.exp(log_softmax(logits.numpy()))
+    np.testing.assert_allclose(gradient, expected, atol=1e-12)
+    np.testing.assert_allclose(relation.probabilities, expected, atol=1e-12)
+    shifted = logits.numpy() - log_softmax(logits.numpy())
+    np.testing.assert_allclose(relation.log_partition, shifted[:, 0], atol=1e-12)
+
+
 def test_info_nce_matches_numpy(random):
     student, teacher = (unit(random.normal(size=[5, 7])) for _ in range(2))
     queue = unit(random.normal(size=[11, 7]))
@@ -84,4 +97,6 @@ def test_info_nce_matches_numpy(random):
 
 def test_entropy_of_uniform_and_of_certain_relations():
     logits = tf.constant([[0.0] * 8, [100.0] + [0.0] * 7])
-    np.testing.assert_allclose(losses.entropy(logits), [np.log(8), 0], atol=1e-6)
+    np.testing.assert_allclose(
+        losses.entropy(losses.distribution(logits)), [np.log(8), 0], atol=1e-6
+    )

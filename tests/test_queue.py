@@ -56,6 +56,42 @@ def test_enqueue_touches_only_the_rows_it_replaces():
             assert 1000 not in (output.shape.as_list() if output.shape.rank else [])
 
 
+def address(tensor):
+    return np.asarray(memoryview(tensor)).__array_interface__["data"][0]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_queue_that_is_shared_is_read_without_a_copy(random, shared):
+    """Two reads are the same memory, also after an enqueue, and it does not move."""
+    queue = FeatureQueue(1000, 4)
+    before = address(queue.features)
+    queue.enqueue(tf.constant(rows(random, 5, 4)))
+    if shared:
+        queue.share()
+    first, second = queue.features, queue.features
+    assert (address(first) == address(second) == before) is shared
+
+
+def test_a_shared_queue_is_written_in_place_once_its_readers_are_done(random):
+    queue = FeatureQueue(1000, 4)
+    before = address(queue.features)
+
+    @tf.function
+    def step(batch):
+        queue.share()
+        similarities = queue(batch)
+        with tf.control_dependencies([similarities]):
+            queue.enqueue(batch)
+        return similarities
+
+    for _ in range(3):
+        batch, old = rows(random, 5, 4), queue.features.numpy()
+        np.testing.assert_allclose(step(tf.constant(batch)), batch @ old.T, atol=1e-6)
+    queue.share()
+    assert address(queue.features) == before
+    np.testing.assert_array_equal(queue.features[10:15], batch)
+
+
 def test_the_queue_holds_a_tf_variable():
     assert isinstance(FeatureQueue(4, 2)._features.value, tf.Variable)
 
