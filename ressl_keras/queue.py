@@ -1,6 +1,7 @@
 """The memory of past teacher embeddings that both encoders are compared with."""
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from ressl_keras.errors import UsageError
@@ -47,9 +48,8 @@ class FeatureQueue(keras.layers.Layer):
             synchronization="on_read",
             aggregation="only_first_replica",
         )
-        rows = tf.random.stateless_normal([size, dim], [self.seed, 0], alg="philox")
         self._features = keras.Variable(
-            tf.math.l2_normalize(rows, axis=-1), name="features", **per_replica
+            _random_rows(self.size, self.dim, self.seed), name="features", **per_replica
         )
         self._pointer = keras.Variable(0, dtype="int32", name="pointer", **per_replica)
         self.built = True
@@ -117,3 +117,14 @@ class FeatureQueue(keras.layers.Layer):
             "dim": self.dim,
             "seed": self.seed,
         }
+
+
+def _random_rows(size, dim, seed, block=4096):
+    """Random unit vectors [size, dim], made in blocks: at once, 131,072 rows of 512
+    would take four times their memory."""
+    rows = np.empty([size, dim], np.float32)
+    for number, start in enumerate(range(0, size, block)):
+        count = min(block, size - start)
+        drawn = tf.random.stateless_normal([count, dim], [seed, number], alg="philox")
+        rows[start : start + count] = tf.math.l2_normalize(drawn, axis=-1)
+    return rows
