@@ -192,3 +192,41 @@ def build_projector(input_dim, hidden_dim, output_dim):
         [keras.Input([input_dim]), dense(hidden_dim, "relu"), dense(output_dim)],
         name="projector",
     )
+
+
+def build_networks(
+    backbone,
+    size,
+    width=64,
+    hidden_dim=512,
+    embedding_dim=128,
+    predictor_dim=0,
+    synchronized=False,
+):
+    """The networks of a run, all that `ReSSL` is made of.
+
+    Args:
+        backbone: name for `build_backbone`.
+        size: side of the images in pixels, or None for any.
+        width: channels of the first stage, for the small ResNets.
+        hidden_dim: width of the projector's hidden layer.
+        embedding_dim: length of the embeddings.
+        predictor_dim: width of the hidden layer of the student's predictor, 0 for none.
+        synchronized: as in `build_backbone`.
+
+    Returns:
+        Dict of `backbone`, `projector` and `predictor`, the last None without one.
+
+    Raises:
+        UsageError: as `build_backbone`.
+    """
+    network = build_backbone(backbone, (size, size, 3), width, synchronized)
+    features = network.output_shape[-1]
+    predictor = None
+    if predictor_dim:
+        predictor = build_projector(embedding_dim, predictor_dim, embedding_dim)
+    return {
+        "backbone": network,
+        "projector": build_projector(features, hidden_dim, embedding_dim),
+        "predictor": predictor,
+    }

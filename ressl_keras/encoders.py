@@ -19,13 +19,14 @@ PREPROCESSINGS = ("none", "tf", "torch", "caffe")
 
 
 def build_encoder(
-    backbone, projector=None, any_size=False, mean=views.MEAN, std=views.STD
+    backbone, projector=None, size=None, any_size=False, mean=views.MEAN, std=views.STD
 ):
     """A backbone with its preprocessing in front, in float32.
 
     Args:
         backbone: functional `keras.Model` from normalised images to features.
         projector: `keras.Model` to put behind it, or None.
+        size: side of the images in pixels; None takes the backbone's own.
         any_size: whether to leave height and width open, where the backbone allows.
         mean: mean of each channel, on the scale 0-1.
         std: standard deviation of each channel, on the scale 0-1.
@@ -40,7 +41,8 @@ def build_encoder(
         # Not where a layer counts pixels, such as Dense after Flatten.
         with contextlib.suppress(ValueError):
             body = _in_float32(backbone, [None, None, 3])
-    body = body or _in_float32(backbone, backbone.input_shape[1:])
+    shape = [size, size, 3] if size else backbone.input_shape[1:]
+    body = body or _in_float32(backbone, shape)
     inputs = keras.Input(body.input_shape[1:], name="images", dtype="float32")
     x = keras.layers.Rescaling(1 / 255, dtype="float32")(inputs)
     x = keras.layers.Normalization(
@@ -107,11 +109,11 @@ def describe(encoder, description):
             "numpy": np.__version__,
         },
     }
-    commit = _commit()
-    return {**described, "git_commit": commit} if commit else described
+    at = commit()
+    return {**described, "git_commit": at} if at else described
 
 
-def _commit():
+def commit():
     """The commit of this package's checkout, or None where it has none."""
     package = os.path.dirname(os.path.abspath(__file__))
 

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from ressl_keras import checkpoints, data, encoders
-from ressl_keras.backbones import build_backbone, build_projector
+from ressl_keras.backbones import build_networks
 from ressl_keras.callbacks import MetricsTable
 from ressl_keras.errors import UsageError
 from ressl_keras.model import ReSSL
@@ -249,6 +249,7 @@ def check_formats(names):
 def save_all(
     backbone,
     workdir,
+    size,
     description,
     projector=None,
     normalize=False,
@@ -261,6 +262,7 @@ def save_all(
     Args:
         backbone: functional `keras.Model` from normalised images to features.
         workdir: folder to write into.
+        size: side of the images in pixels.
         description: dict of what there is to say about the encoder.
         projector: `keras.Model` to put behind it, or None.
         normalize: whether the SavedModel's embeddings get length one.
@@ -275,11 +277,11 @@ def save_all(
         UsageError: if a library is missing; before anything is written.
     """
     check_formats(formats)
-    encoder = encoders.build_encoder(backbone, projector)
+    encoder = encoders.build_encoder(backbone, projector, size)
     described = encoders.describe(encoder, {**description, "normalized": normalize})
     saved_model = save_saved_model(
-        encoders.build_encoder(backbone, projector, any_size=True),
-        encoder.input_shape[1],
+        encoders.build_encoder(backbone, projector, size, any_size=True),
+        size,
         os.path.join(workdir, EXPORT_FOLDER),
         normalize,
         warmup,
@@ -348,6 +350,7 @@ def export_run(
     return save_all(
         backbone,
         workdir,
+        size,
         description,
         projector if with_projector else None,
         normalize,
@@ -379,20 +382,11 @@ def _image_size(workdir, flags):
 
 def _build_model(flags, size):
     """The run's model with the weights that a checkpoint replaces."""
-    network = build_backbone(
-        flags["backbone"], (size, size, 3), width=int(flags["width"])
-    )
-    projector = build_projector(
-        network.output_shape[-1],
-        int(flags["hidden_dim"]),
-        int(flags["embedding_dim"]),
-    )
-    dim, predictor_dim = int(flags["embedding_dim"]), int(flags.get("predictor_dim", 0))
+    sizes = ("width", "hidden_dim", "embedding_dim", "predictor_dim")
+    sizes = {name: int(flags[name]) for name in sizes if name in flags}
     model = ReSSL(
-        network,
-        projector,
+        **build_networks(flags["backbone"], size, **sizes),
         queue_size=int(flags["queue_size"]),
-        predictor=build_projector(dim, predictor_dim, dim) if predictor_dim else None,
     )
     model.compile(SGD(warmup_cosine(0.1, 2, 1)))
     model.optimizer.build(model.trainable_variables)

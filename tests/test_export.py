@@ -51,7 +51,7 @@ def workdir(backbone, tmp_path_factory):
     """A work directory with an exported encoder."""
     folder = tmp_path_factory.mktemp("run")
     export.save_all(
-        backbone, str(folder), {"method": "ressl"}, progress=lambda line: None
+        backbone, str(folder), SIZE, {"method": "ressl"}, progress=lambda line: None
     )
     return folder
 

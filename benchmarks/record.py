@@ -1,0 +1,56 @@
+"""Where a benchmark writes its figures, with what they were measured on."""
+
+import json
+import os
+import platform
+import sys
+import time
+
+import tensorflow as tf
+
+from ressl_keras import encoders
+
+RESULTS = "benchmarks/results.jsonl"
+
+
+def append(name, figures, path=RESULTS):
+    """Adds a JSON line to a file, and prints it.
+
+    Args:
+        name: of the benchmark.
+        figures: dict of what was measured and with which options.
+        path: file to append to.
+    """
+    import keras
+
+    line = {
+        "benchmark": name,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "machine": machine(),
+        "python": platform.python_version(),
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "commit": encoders.commit(),
+        "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS"),
+        **figures,
+    }
+    with open(path, "a") as file:
+        file.write(json.dumps(line) + "\n")
+    print(f"Written to {path}.", file=sys.stderr)
+
+
+def machine():
+    """Processor, cores that may be used, and GPUs."""
+    processor = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo") as file:
+            names = [line for line in file if line.startswith("model name")]
+        processor = names[0].split(":")[1].strip()
+    except (OSError, IndexError):
+        pass  # not a Linux, or not a PC
+    gpus = [
+        tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name)
+        for gpu in tf.config.list_physical_devices("GPU")
+    ]
+    cores = len(os.sched_getaffinity(0))
+    return {"processor": processor, "cores": cores, "gpus": gpus}
