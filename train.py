@@ -139,6 +139,19 @@ flags.DEFINE_integer(
     "checkpoint_every", 500, "Steps between two checkpoints.", lower_bound=1
 )
 flags.DEFINE_integer("keep_checkpoints", 2, "Checkpoints kept.", lower_bound=1)
+flags.DEFINE_integer(
+    "steps_per_execution",
+    1,
+    "Steps run by one call of the graph; more cost less of Python's time. It must "
+    "divide the steps of an epoch.",
+    lower_bound=1,
+)
+flags.DEFINE_list(
+    "profile",
+    None,
+    "First and last step to profile for TensorBoard, such as 20,30; counted from where "
+    "this call starts.",
+)
 flags.DEFINE_enum(
     "strategy",
     "auto",
@@ -186,6 +199,11 @@ flags.register_validator(
     lambda value: all(side.isdigit() and int(side) > 7 for side in value or []),
     "must be integers of at least 8",
 )
+flags.register_validator(
+    "profile",
+    lambda value: not value or [side.isdigit() for side in value] == [True, True],
+    "must be two step numbers, such as 20,30",
+)
 
 # What --help shows: those that matter first, and the others.
 GROUPS = {
@@ -218,6 +236,8 @@ _FREE = {
     "knn_every",
     "checkpoint_every",
     "keep_checkpoints",
+    "steps_per_execution",
+    "profile",
     "strategy",
     "devices",
     "evaluate",
@@ -275,6 +295,7 @@ def run():
         flag.name: flag.value for flag in own_flags() if flag.name not in outside
     }
     arguments["crops"] = [int(side) for side in FLAGS.crops or []] or None
+    arguments["profile"] = tuple(map(int, FLAGS.profile or ())) or None
     if FLAGS.preview:
         chosen = ("method", "image_size", "crops", "teacher_view", "seed")
         chosen = {name: arguments[name] for name in chosen}

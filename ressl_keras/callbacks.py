@@ -1,32 +1,38 @@
-"""What `fit` does beside the steps: neighbours, speed and the table of metrics."""
+"""What `fit` does beside the steps: neighbours, speed, warnings, table of metrics."""
 
 import csv
 import os
 import time
 
 import keras
+import numpy as np
 
-from ressl_keras import evaluation, probes
+from ressl_keras import evaluation, probes, signals
+from ressl_keras.errors import UsageError
 
 
 class Throughput(keras.callbacks.Callback):
-    """Adds `images_per_second` to the logs, from the start of the epoch.
+    """Adds `images_per_second`, and the share of the time spent `waiting` for data.
 
-    Put it before callbacks that show or write the logs.
+    Both are counted from the start of the epoch. Put it before callbacks that show or
+    write the logs.
 
     Args:
         batch_size: size of the global batch.
+        waiting: `data.Waiting` that watches the batches, or None.
     """
 
-    def __init__(self, batch_size):
+    def __init__(self, batch_size, waiting=None):
         super().__init__()
-        self.batch_size = batch_size
+        self.batch_size, self.waiting = batch_size, waiting
 
     def on_epoch_begin(self, epoch, logs=None):
         self._start, self._images = None, 0
 
     def on_train_batch_begin(self, batch, logs=None):
-        self._start = self._start or time.perf_counter()
+        if self._start is None:
+            self._start = time.perf_counter()
+            self._waited = self.waiting.seconds if self.waiting else 0
 
     def on_train_batch_end(self, batch, logs=None):
         self._images = (batch + 1) * self.batch_size
@@ -38,6 +44,67 @@ class Throughput(keras.callbacks.Callback):
     def _report(self, logs):
         elapsed = time.perf_counter() - self._start
         logs["images_per_second"] = round(self._images / elapsed, 1)
+        if self.waiting:
+            share = (self.waiting.seconds - self._waited) / elapsed
+            logs["waiting"] = round(share, 4)
+
+
+class Signals(keras.callbacks.Callback):
+    """Adds `effective_rank` and `queue_age` to the logs, and warns of a collapse.
+
+    The effective rank is that of the embeddings in the queue, at most 8,192 of them;
+    the age is how many steps ago the oldest of them was put there. From the second
+    epoch on a warning is given where the embeddings collapse or the relation teaches
+    nothing; a network that has not learned yet looks like that, too.
+
+    Args:
+        batch_size: size of the global batch.
+        relational: whether the student learns from the teacher's relation.
+        warn: called with a line of text.
+    """
+
+    def __init__(self, batch_size, relational=True, warn=print):
+        super().__init__()
+        self.batch_size, self.relational, self.warn = batch_size, relational, warn
+
+    def on_epoch_end(self, epoch, logs=None):
+        queue = self.model.queue
+        steps = int(self.model.optimizer.iterations.numpy())
+        rows = queue.features.numpy()[: steps * self.batch_size]
+        rows = rows[:: -(-len(rows) // 8192)]
+        logs["effective_rank"] = signals.effective_rank(rows)
+        logs["queue_age"] = min(-(-queue.size // self.batch_size), steps)
+        if not epoch:
+            return
+        references = self.batch_size - 1
+        if self.model.references == "queue":
+            references = queue.size
+        entropy = logs["teacher_entropy"] if self.relational else None
+        for warning in signals.warnings(
+            logs["effective_rank"], signals.spread(rows), entropy, references
+        ):
+            self.warn(f"Warning, epoch {epoch + 1}: {warning}")
+
+
+class StopOnNaN(keras.callbacks.Callback):
+    """Ends a run whose loss is not a number, before a checkpoint can be written of it.
+
+    Raises:
+        UsageError: naming the step.
+    """
+
+    def on_train_batch_end(self, batch, logs=None):
+        if logs and not np.isfinite(logs["loss"]):
+            step = int(self.model.optimizer.iterations.numpy())
+            raise UsageError(
+                f"The loss is not a number, from step {step} on or shortly before. "
+                "What usually helps: a lower --learning_rate, more --warmup_epochs, "
+                "--precision=mixed_bfloat16 in place of mixed_float16. Checkpoints of "
+                "before are kept; with other flags, start in another --workdir."
+            )
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.on_train_batch_end(None, logs)
 
 
 class ContinuedEpoch(keras.callbacks.Callback):

@@ -112,6 +112,8 @@ class Checkpoints(keras.callbacks.Callback):
         self._handlers = {}
 
     def on_train_begin(self, logs=None):
+        if self._saved is None:
+            self._saved = self._step()
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._handlers[number] = signal.signal(number, self._on_signal)
@@ -138,7 +140,8 @@ class Checkpoints(keras.callbacks.Callback):
         self._release()
 
     def _save_if_due(self):
-        if self._step() % self.every == 0 or self._signal:
+        # Not every step is seen where an execution runs several.
+        if self._step() // self.every > self._saved // self.every or self._signal:
             self._save()
         self._stop_if_told()
 

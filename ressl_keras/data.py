@@ -422,6 +422,50 @@ def training_batches(
     return batches.prefetch(tf.data.AUTOTUNE)
 
 
+class Waiting:
+    """Counts the seconds for which a consumer waits for its batches."""
+
+    def __init__(self):
+        with tf.device("CPU"):
+            self._seconds = tf.Variable(0.0, trainable=False, dtype=tf.float64)
+
+    @staticmethod
+    def possible():
+        """Whether there is a clock: not where TensorFlow computes deterministically."""
+        try:
+            tf.timestamp()
+        except tf.errors.FailedPreconditionError:
+            return False
+        return True
+
+    @property
+    def seconds(self):
+        """All of them so far."""
+        return float(self._seconds.numpy())
+
+    def watch(self, batches):
+        """The same batches, each between two looks at the clock.
+
+        Args:
+            batches: `tf.data.Dataset`, with a prefetch at its end as a rule.
+
+        Returns:
+            A `tf.data.Dataset` for one consumer that asks when it needs a batch: ahead
+            of time, as on several devices, the time it waits would mean little.
+        """
+
+        def count(asked, batch, given):
+            self._seconds.assign_add(given - asked)
+            return batch
+
+        clock = tf.data.Dataset.range(tf.int64.max).map(lambda _: tf.timestamp())
+        # The three are asked one after the other.
+        watched = tf.data.Dataset.zip(clock, batches, clock).map(count)
+        options = tf.data.Options()
+        options.experimental_optimization.inject_prefetch = False
+        return watched.with_options(options)
+
+
 def shuffled_indices(
     count, batch_size, seed, first_step, last_step, worker=0, workers=1
 ):

@@ -157,9 +157,11 @@ def fit(
         return dataset if replicas == 1 else _split_batches(dataset, replicas)
 
     @tf.function
-    def step(iterator):
-        strategy.run(model.train_step, args=(next(iterator),))
+    def execute(iterator):
+        for _ in tf.range(together):
+            strategy.run(model.train_step, args=(next(iterator),))
 
+    together = model.steps_per_execution
     iterator = iter(strategy.distribute_datasets_from_function(share))
     listeners = keras.callbacks.CallbackList(
         callbacks,
@@ -173,11 +175,11 @@ def fit(
     for epoch in range(initial_epoch, epochs):
         model.reset_metrics()
         listeners.on_epoch_begin(epoch)
-        for batch in range(steps_per_epoch):
+        for batch in range(0, steps_per_epoch, together):
             listeners.on_train_batch_begin(batch)
-            step(iterator)
+            execute(iterator)
             # Reading a metric asks all workers: once an epoch, not every step.
-            listeners.on_train_batch_end(batch, {})
+            listeners.on_train_batch_end(batch + together - 1, {})
         logs = model.get_metrics_result()
         logs["learning_rate"] = model.optimizer.learning_rate
         listeners.on_epoch_end(epoch, logs)

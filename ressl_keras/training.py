@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import itertools
+import math
 import os
 
 import keras
@@ -17,13 +18,24 @@ from ressl_keras import (
     pictures,
     views,
 )
-from ressl_keras.backbones import build_backbone, build_projector
-from ressl_keras.callbacks import ContinuedEpoch, KNNMonitor, MetricsTable, Throughput
-from ressl_keras.data import training_batches
+from ressl_keras.backbones import build_networks
+from ressl_keras.callbacks import (
+    ContinuedEpoch,
+    KNNMonitor,
+    MetricsTable,
+    Signals,
+    StopOnNaN,
+    Throughput,
+)
+from ressl_keras.dashboard import Dashboard
+from ressl_keras.data import StreamedImages, Waiting, training_batches
 from ressl_keras.errors import UsageError
 from ressl_keras.model import ReSSL
 from ressl_keras.optimizers import SGD, warmup_cosine
 from ressl_keras.progress import Progress, overview
+
+METRICS_FILE = "metrics.csv"
+TENSORBOARD_FOLDER = "tensorboard"
 
 
 def pretrain(
@@ -55,6 +67,8 @@ def pretrain(
     knn_every=5,
     checkpoint_every=500,
     keep_checkpoints=2,
+    steps_per_execution=1,
+    profile=None,
     batch_norm="per_replica",
     precision="float32",
     jit_compile=None,
@@ -100,6 +114,11 @@ def pretrain(
             0 never looks.
         checkpoint_every: steps between two checkpoints.
         keep_checkpoints: checkpoints kept.
+        steps_per_execution: steps run by one call of the graph; more cost less of
+            Python's time, and the run looks up (for signals, checkpoints, progress)
+            only after each call.
+        profile: pair of the first and the last step of this process to profile for
+            TensorBoard, or None.
         batch_norm: what a batch norm takes its statistics from: the images of its
             replica, `per_replica`; the same, but with the teacher's batch shuffled
             over the replicas, `shuffled`, as the reference does; or the global batch,
@@ -120,68 +139,42 @@ def pretrain(
         checkpoints.Stopped: if a signal asked the run to stop; its state is saved.
     """
     strategy = strategy or tf.distribute.get_strategy()
-    replicas = strategy.num_replicas_in_sync
     chief = distribution.is_chief(strategy)
-    if epochs < 1 or batch_size < 1:
-        raise UsageError(f"Nothing to do: epochs={epochs}, batch_size={batch_size}.")
-    if batch_size > len(dataset.pretrain):
-        raise UsageError(
-            f"The batch of {batch_size} is larger than the data set of "
-            f"{len(dataset.pretrain)}."
-        )
-    if batch_size % replicas:
-        raise UsageError(
-            f"The batch of {batch_size} cannot be shared out to {replicas} replicas "
-            "in equal parts."
-        )
-    for name, value, known in (
-        ("method", method, tuple(objectives.METHODS)),
-        ("teacher_view", teacher_view, (None, "weak", "strong")),
-        ("references", references, ("queue", "batch")),
-        ("batch_norm", batch_norm, ("per_replica", "shuffled", "synchronized")),
-    ):
-        if value not in known:
-            known = " or ".join(filter(None, known))
-            raise UsageError(f"{name} is {known}; got '{value}'.")
-    if min(crops or [1]) < 1:
-        raise UsageError(f"Crops need a positive size; got {crops}.")
-    if queue_size < batch_size:
-        raise UsageError(
-            f"The queue of {queue_size} is smaller than the batch of {batch_size}."
-        )
-    image_size = image_size or _own_size(dataset.pretrain)
-    steps_per_epoch = len(dataset.pretrain) // batch_size
-    total_steps = epochs * steps_per_epoch
-    if max_steps:
-        total_steps = min(total_steps, max_steps)
+    images = dataset.pretrain
+    _check_choices(
+        method=(method, tuple(objectives.METHODS)),
+        teacher_view=(teacher_view, ("weak", "strong", None)),
+        references=(references, ("queue", "batch")),
+        batch_norm=(batch_norm, ("per_replica", "shuffled", "synchronized")),
+    )
+    _check_sizes(len(images), batch_size, queue_size, crops, epochs, strategy)
+    image_size = image_size or _own_size(images)
+    steps_per_epoch = len(images) // batch_size
+    total_steps = min(epochs * steps_per_epoch, max_steps or math.inf)
     prepare_workdir(workdir)
 
-    if jit_compile is None:
-        # On a CPU the step compiled by XLA is no faster, and compiling takes longer;
-        # on several devices it fails (it cannot reach the other devices' variables).
-        jit_compile = replicas == 1 and bool(tf.config.list_physical_devices("GPU"))
-    warmup_steps = min(round(warmup_epochs * steps_per_epoch), total_steps - 1)
-    peak = learning_rate * batch_size / 256
-
+    one_device = strategy.num_replicas_in_sync == 1
     keras.utils.set_random_seed(seed)
     with strategy.scope(), _dtype_policy(precision):
-        # Crops of several sizes need a network that takes any.
-        side = image_size if set(crops or ()) <= {image_size} else None
-        network = build_backbone(
-            backbone,
-            (side, side, 3),
-            width=width,
-            synchronized=batch_norm == "synchronized",
+        seen_by_teacher, seen_by_student = _device_views(
+            images.same_size,
+            image_size,
+            crops,
+            teacher_view or objectives.METHODS[method],
         )
         model = ReSSL(
-            network,
-            build_projector(network.output_shape[-1], hidden_dim, embedding_dim),
-            *_device_views(
-                dataset.pretrain.same_size,
-                image_size,
-                crops,
-                teacher_view or objectives.METHODS[method],
+            **build_networks(
+                backbone,
+                # Crops of several sizes need a network that takes any.
+                image_size if set(crops or ()) <= {image_size} else None,
+                width,
+                hidden_dim,
+                embedding_dim,
+                predictor_dim,
+                synchronized=batch_norm == "synchronized",
             ),
+            teacher_view=seen_by_teacher,
+            student_view=seen_by_student,
             queue_size=queue_size,
             momentum=momentum,
             objective=objectives.build_objective(
@@ -192,20 +185,25 @@ def pretrain(
                 info_nce_steps=round(info_nce_epochs * steps_per_epoch),
             ),
             references=references,
-            predictor=build_projector(embedding_dim, predictor_dim, embedding_dim)
-            if predictor_dim
-            else None,
             shuffle_teacher=batch_norm == "shuffled",
             seed=seed,
         )
+        if jit_compile is None:
+            # On a CPU the step compiled by XLA is no faster, and compiling takes
+            # longer; on several devices it fails (it cannot reach the other devices'
+            # variables).
+            jit_compile = one_device and bool(tf.config.list_physical_devices("GPU"))
+        peak = learning_rate * batch_size / 256
+        warmup_steps = min(round(warmup_epochs * steps_per_epoch), total_steps - 1)
         model.compile(
             SGD(warmup_cosine(peak, total_steps, warmup_steps), l2=weight_decay),
             jit_compile=jit_compile,
+            steps_per_execution=steps_per_execution,
         )
         model.optimizer.build(model.trainable_variables)
         # Shares the weights in training, so it is always the encoder of the moment.
         encoder = keras.Sequential(
-            [keras.Input((image_size, image_size, 3)), views.View([]), network]
+            [keras.Input((image_size, image_size, 3)), views.View([]), model.backbone]
         )
 
     folder = os.path.join(workdir, "checkpoints")
@@ -227,47 +225,66 @@ def pretrain(
             batch_size,
         )
     )
-    last_epoch = -(-total_steps // steps_per_epoch)
-    metrics_path = os.path.join(workdir, "metrics.csv")
-    callbacks = [Throughput(batch_size)]
-    if first_step % steps_per_epoch:
-        callbacks.append(ContinuedEpoch(model.metrics))
     if first_step:
         progress(f"Going on at step {first_step} of {total_steps}.")
+    segments = _segments(first_step, total_steps, steps_per_epoch)
+    _check_executions(segments, steps_per_epoch, steps_per_execution)
+    # Several devices fetch ahead of the steps, and would wait without harm.
+    waiting = Waiting() if one_device and Waiting.possible() else None
+    callbacks = [StopOnNaN(), Throughput(batch_size, waiting)]
+    if first_step % steps_per_epoch:
+        callbacks.append(ContinuedEpoch(model.metrics))
     if chief:
-        preview(dataset, workdir, method, image_size, crops, teacher_view, seed)
-        if dataset.labelled and knn_every:
-            monitor = KNNMonitor(
-                encoder, dataset.train, dataset.test, knn_every, last_epoch
-            )
-            callbacks.append(monitor)
-            if not first_step:
-                progress(f"kNN of the untrained encoder: {monitor.measure():.2f} %")
+        picture = preview(
+            dataset, workdir, method, image_size, crops, teacher_view, seed
+        )
         callbacks += [
-            MetricsTable(metrics_path),
+            Signals(
+                batch_size,
+                relational=not isinstance(model.objective, objectives.InfoNCE),
+                warn=progress,
+            ),
+            *_looks_at(
+                encoder,
+                dataset,
+                workdir,
+                picture,
+                knn_every,
+                last_epoch=-(-total_steps // steps_per_epoch),
+                progress=None if first_step else progress,
+            ),
+            MetricsTable(os.path.join(workdir, METRICS_FILE)),
             keras.callbacks.TensorBoard(
-                os.path.join(workdir, "tensorboard"), write_graph=False
+                os.path.join(workdir, TENSORBOARD_FOLDER),
+                write_graph=False,
+                profile_batch=profile or 0,
             ),
             *([Progress(total_steps, steps_per_epoch)] if verbose else []),
             checkpoints.Checkpoints(
                 folder, checkpoint_every, keep_checkpoints, steps_per_epoch
             ),
         ]
-    for first, last in _segments(first_step, total_steps, steps_per_epoch):
+
+    def batches(first, last, worker, workers):
+        made = training_batches(
+            images,
+            batch_size,
+            seed,
+            first,
+            last,
+            image_size,
+            worker,
+            workers,
+            crops,
+        )
+        return waiting.watch(made) if waiting else made
+
+    for first, last in segments:
         steps = min(steps_per_epoch, last - first)
         epoch = first // steps_per_epoch
         distribution.fit(
             model,
-            functools.partial(
-                training_batches,
-                dataset.pretrain,
-                batch_size,
-                seed,
-                first,
-                last,
-                image_size,
-                crops=crops,
-            ),
+            functools.partial(batches, first, last),
             strategy=strategy,
             initial_epoch=epoch,
             epochs=epoch + (last - first) // steps,
@@ -275,24 +292,89 @@ def pretrain(
             callbacks=callbacks,
             verbose=0,  # Progress tells more, in less space
         )
-    path = os.path.join(workdir, encoders.ENCODER_FILE)
     if not chief:
-        return path
-
-    if not side:
-        # The file is for images of the run's size.
-        weights = network.get_weights()
-        network = build_backbone(backbone, (image_size, image_size, 3), width=width)
-        network.set_weights(weights)
+        return os.path.join(workdir, encoders.ENCODER_FILE)
     description = {
         "method": method,
         "backbone": backbone,
         "dataset": dataset.name,
         "steps": total_steps,
         "batch_size": batch_size,
-        "knn_top1": MetricsTable.last(metrics_path, "knn_top1"),
+        "knn_top1": MetricsTable.last(os.path.join(workdir, METRICS_FILE), "knn_top1"),
     }
-    return export.save_all(network, workdir, description, progress=progress)
+    return export.save_all(
+        model.backbone, workdir, image_size, description, progress=progress
+    )
+
+
+def _check_choices(**choices):
+    for name, (value, known) in choices.items():
+        if value not in known:
+            known = " or ".join(filter(None, known))
+            raise UsageError(f"{name} is {known}; got '{value}'.")
+
+
+def _check_sizes(images, batch_size, queue_size, crops, epochs, strategy):
+    replicas = strategy.num_replicas_in_sync
+    if epochs < 1 or batch_size < 1:
+        raise UsageError(f"Nothing to do: epochs={epochs}, batch_size={batch_size}.")
+    if batch_size > images:
+        raise UsageError(
+            f"The batch of {batch_size} is larger than the data set of {images}."
+        )
+    if batch_size % replicas:
+        raise UsageError(
+            f"The batch of {batch_size} cannot be shared out to {replicas} replicas "
+            "in equal parts."
+        )
+    if min(crops or [1]) < 1:
+        raise UsageError(f"Crops need a positive size; got {crops}.")
+    if queue_size < batch_size:
+        raise UsageError(
+            f"The queue of {queue_size} is smaller than the batch of {batch_size}."
+        )
+
+
+def _looks_at(encoder, dataset, workdir, picture, every, last_epoch, progress):
+    """Callbacks that look at the encoder every few epochs.
+
+    With `progress` the first, the neighbours, is told of at once.
+    """
+    looks = []
+    if dataset.labelled and every:
+        looks.append(
+            KNNMonitor(encoder, dataset.train, dataset.test, every, last_epoch)
+        )
+        if progress:
+            progress(f"kNN of the untrained encoder: {looks[0].measure():.2f} %")
+    shown = dataset.test if dataset.labelled else dataset.pretrain
+    if not isinstance(shown, StreamedImages):
+        looks.append(
+            Dashboard(
+                os.path.join(workdir, TENSORBOARD_FOLDER),
+                encoder,
+                shown,
+                dataset.class_names,
+                picture,
+                every,
+                last_epoch,
+            )
+        )
+    return looks
+
+
+def _check_executions(segments, steps_per_epoch, steps_per_execution):
+    """A part of an epoch is fitted in calls of so many steps, with none left over."""
+    for first, last in segments:
+        steps = min(steps_per_epoch, last - first)
+        if steps_per_execution < 1 or steps % steps_per_execution:
+            below = range(1, min(steps, max(steps_per_execution, 1)) + 1)
+            fitting = max(count for count in below if steps % count == 0)
+            raise UsageError(
+                f"steps_per_execution={steps_per_execution} does not divide the "
+                f"{steps} steps from step {first} to the end of the epoch or run; "
+                f"{fitting} does."
+            )
 
 
 def preview(

@@ -20,14 +20,14 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import tensorflow as tf
 import tiny
 
-from ressl_keras import callbacks, checkpoints, data, shapes, training
+from ressl_keras import backbones, callbacks, checkpoints, data, shapes, training
 
 STEPS_AFTER_WHICH_TO_KILL = 11
 
 
 def run(folder, epochs, report=None, die_while_writing=False):
     tf.config.experimental.enable_op_determinism()
-    training.build_backbone = tiny.build_backbone
+    backbones.build_backbone = tiny.build_backbone
     if report is not None:
         begin = callbacks.Throughput.on_train_batch_begin
 

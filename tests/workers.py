@@ -14,6 +14,7 @@ import numpy as np
 import tiny
 
 from ressl_keras import (
+    backbones,
     callbacks,
     checkpoints,
     data,
@@ -39,7 +40,7 @@ def signal_at(step):
 def main(folder, strategy_name, devices, stop):
     """A run of STEPS steps, told to stop after `stop`."""
     strategy = distribution.make_strategy(strategy_name, int(devices))
-    training.build_backbone = tiny.build_backbone
+    backbones.build_backbone = tiny.build_backbone
     models, fit = [], distribution.fit
 
     def keeping_the_model(model, *arguments, **options):

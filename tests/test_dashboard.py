@@ -1,0 +1,82 @@
+"""What TensorBoard finds in its folder, read as TensorBoard reads it."""
+
+import csv
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import tiny
+from google.protobuf import text_format
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins import projector
+
+from ressl_keras import SGD, ReSSL, build_projector, dashboard, data, views
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A model after two epochs of two steps, the folder, and the images shown."""
+    folder = tmp_path_factory.mktemp("tensorboard")
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, [24, 8, 8, 3]).astype(np.uint8)
+    images = data.ArrayImages(pixels, np.arange(24) % 3)
+    model = ReSSL(
+        tiny.build_backbone(),
+        build_projector(4, 16, 6),
+        views.weak_view(8),
+        views.strong_view(8),
+        queue_size=20,
+    )
+    model.compile(SGD(0.03), jit_compile=False)
+    encoder = keras.Sequential([keras.Input((8, 8, 3)), views.View([]), model.backbone])
+    picture = folder / "picture.png"
+    Image.fromarray(pixels[0]).save(picture)
+    model.fit(
+        tf.data.Dataset.from_tensor_slices(pixels[:16]).batch(8, drop_remainder=True),
+        epochs=2,
+        shuffle=False,
+        verbose=0,
+        callbacks=[
+            dashboard.Dashboard(
+                str(folder), encoder, images, ["a", "b\tb", "c\nc"], picture
+            )
+        ],
+    )
+    return folder, pixels, encoder, model
+
+
+def test_views_and_similarities_are_in_the_events(run):
+    folder, _, _, model = run
+    events = EventAccumulator(str(folder / "train"), size_guidance={"tensors": 0})
+    events.Reload()
+    assert set(events.Tags()["tensors"]) == {
+        "views",
+        "similarities/student",
+        "similarities/teacher",
+    }
+    last = tf.make_ndarray(events.Tensors("similarities/teacher")[-1].tensor_proto)
+    assert [event.step for event in events.Tensors("similarities/student")] == [0, 1]
+    # Rows of (left, right, count): all pairs of an image and an entry, within -1 to 1.
+    assert last[:, 2].sum() == 24 * model.queue.size
+    assert last[0, 0] >= -1.001 and last[-1, 1] <= 1.001
+
+
+def test_the_projector_has_features_labels_and_thumbnails(run):
+    folder, pixels, encoder, _ = run
+    config = projector.ProjectorConfig()
+    text_format.Parse((folder / "projector_config.pbtxt").read_text(), config)
+    (embedding,) = config.embeddings
+    with open(folder / embedding.tensor_path) as file:
+        rows = np.array(list(csv.reader(file, delimiter="\t")), np.float32)
+    np.testing.assert_allclose(rows, encoder(pixels), rtol=1e-3, atol=1e-6)
+    labels = (folder / embedding.metadata_path).read_text().splitlines()
+    assert labels == ["a", "b b", "c c"] * 8
+    side = embedding.sprite.single_image_dim[0]
+    sprite = np.asarray(Image.open(folder / embedding.sprite.image_path))
+    assert sprite.shape == (5 * side, 5 * side, 3)  # 24 images in a square
+    last = sprite[4 * side :, 3 * side : 4 * side]  # the 24th, in the fifth row
+    mean = pixels[23].mean(axis=(0, 1))
+    np.testing.assert_allclose(last.mean(axis=(0, 1)), mean, atol=20)
+    assert not sprite[4 * side :, 4 * side :].any()
