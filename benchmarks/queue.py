@@ -11,7 +11,6 @@ whether it does.
 import os
 import subprocess
 import sys
-import threading
 import time
 
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
@@ -28,30 +27,11 @@ flags.DEFINE_string("results", "benchmarks/results.jsonl", "File to append to.")
 flags.DEFINE_bool("one", False, "Measure the first size in this process.")
 
 
-class Memory(threading.Thread):
-    """Watches how much memory this process has, and keeps the most it has seen."""
-
-    def __init__(self):
-        super().__init__(daemon=True)
-        self.least = self.most = self.now()
-
-    @staticmethod
-    def now():
-        """Resident megabytes, from Linux."""
-        with open("/proc/self/statm") as file:
-            pages = int(file.read().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-    def run(self):
-        while True:
-            self.most = max(self.most, self.now())
-            time.sleep(0.0005)
-
-
 def measure(size, dim, batch_size, repeats):
     """Prints milliseconds of an enqueue and of a step, and megabytes of a step."""
     import tensorflow as tf
 
+    from benchmarks.record import Memory
     from ressl_keras import FeatureQueue, losses
 
     def unit(rows):

@@ -1,9 +1,10 @@
-"""Where a benchmark writes its figures, with what they were measured on."""
+"""What benchmarks share: where their figures go, and a look at the memory."""
 
 import json
 import os
 import platform
 import sys
+import threading
 import time
 
 import tensorflow as tf
@@ -54,3 +55,23 @@ def machine():
     ]
     cores = len(os.sched_getaffinity(0))
     return {"processor": processor, "cores": cores, "gpus": gpus}
+
+
+class Memory(threading.Thread):
+    """Watches how much memory this process has, and keeps the most it has seen."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.least = self.most = self.now()
+
+    @staticmethod
+    def now():
+        """Resident megabytes, from Linux."""
+        with open("/proc/self/statm") as file:
+            pages = int(file.read().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    def run(self):
+        while True:
+            self.most = max(self.most, self.now())
+            time.sleep(0.0005)

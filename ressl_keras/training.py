@@ -235,9 +235,9 @@ def pretrain(
     if first_step % steps_per_epoch:
         callbacks.append(ContinuedEpoch(model.metrics))
     if chief:
-        picture = preview(
-            dataset, workdir, method, image_size, crops, teacher_view, seed
-        )
+        picture = os.path.join(workdir, pictures.VIEWS_FILE)
+        if not (first_step and os.path.exists(picture)):
+            preview(dataset, workdir, method, image_size, crops, teacher_view, seed)
         callbacks += [
             Signals(
                 batch_size,
