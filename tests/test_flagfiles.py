@@ -15,7 +15,7 @@ from absl import flags
 from conftest import ROOT
 
 import train
-from ressl_keras import build_backbone, data, training
+from ressl_keras import backbones, build_backbone, data
 
 IMAGE_SIZES = {
     "quickstart": 32,
@@ -96,7 +96,7 @@ def test_a_flagfile_trains(name, size, random, flagged, monkeypatch, tmp_path, c
     if flagged.backbone.startswith("resnet"):
         side = None if flagged.crops else size
         build(flagged.backbone, side, flagged.width)
-        monkeypatch.setattr(training, "build_backbone", tiny.build_backbone)
+        monkeypatch.setattr(backbones, "build_backbone", tiny.build_backbone)
     train.run()
     assert f"8 images of {size} pixels" in capsys.readouterr().out
     encoder = keras.models.load_model(tmp_path / "encoder.keras")

@@ -9,7 +9,7 @@ import tiny
 from absl import flags
 
 import train
-from ressl_keras import checkpoints, data, evaluation, progress, shapes, training
+from ressl_keras import backbones, checkpoints, data, evaluation, progress, shapes
 
 COMMAND = "python train.py --workdir=here"
 
@@ -37,10 +37,10 @@ def run(monkeypatch, tmp_path, capsys):
         ]
     )
     drawn = data.ArrayImages(*shapes.render(16, 0, size=8))
-    dataset = data.Dataset("drawn", drawn, drawn, drawn, ["a", "b"])
+    dataset = data.Dataset("drawn", drawn, drawn, drawn, list(shapes.CLASS_NAMES))
     monkeypatch.setattr(data, "load", lambda *_: dataset)
-    monkeypatch.setattr(training, "build_backbone", tiny.build_backbone)
-    monkeypatch.setattr(evaluation, "evaluate", lambda *_: {})
+    monkeypatch.setattr(backbones, "build_backbone", tiny.build_backbone)
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: {})
     monkeypatch.setattr(sys, "orig_argv", ["/bin/python", *COMMAND.split()[1:]])
 
     def run():
