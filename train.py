@@ -8,6 +8,7 @@ The same command again goes on where an interrupted run stopped.
 """
 
 import copy
+import functools
 import os
 import shlex
 import signal
@@ -275,7 +276,8 @@ def run():
     # First of all: TensorFlow takes no more devices or machines once it has started.
     strategy = distribution.make_strategy(FLAGS.strategy, FLAGS.devices)
     chief = distribution.is_chief(strategy)
-    say = print if chief else lambda line: None
+    # Flushed, since a log file would show nothing for a long time.
+    say = functools.partial(print, flush=True) if chief else lambda line: None
     if chief:
         training.prepare_workdir(FLAGS.workdir)
     if chief and not FLAGS.preview:
