@@ -219,10 +219,10 @@ GROUPS = {
         "epochs batch_size learning_rate",
         "warmup_epochs max_steps weight_decay seed",
     ),
-    "Devices": ("precision", "strategy devices jit_compile"),
+    "Devices": ("precision", "strategy devices jit_compile steps_per_execution"),
     "Output": (
         "workdir preview evaluate",
-        "knn_every checkpoint_every keep_checkpoints",
+        "knn_every checkpoint_every keep_checkpoints profile",
     ),
 }
 

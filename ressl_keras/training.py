@@ -320,7 +320,8 @@ def _check_sizes(images, batch_size, queue_size, crops, epochs, strategy):
         raise UsageError(f"Nothing to do: epochs={epochs}, batch_size={batch_size}.")
     if batch_size > images:
         raise UsageError(
-            f"The batch of {batch_size} is larger than the data set of {images}."
+            f"The batch of {batch_size} is larger than the data set of {images}; give "
+            "a smaller batch_size."
         )
     if batch_size % replicas:
         raise UsageError(

@@ -22,7 +22,7 @@ from PIL import Image
 from test_flagfiles import flagged, stand_in  # noqa: F401
 
 import train
-from ressl_keras import compare, data, export, training
+from ressl_keras import backbones, compare, data, export
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -143,7 +143,7 @@ def test_training_runs(words, flagged, random, monkeypatch, tmp_path):  # noqa: 
     crops = ["--crops=32,16"] if flagged.crops else []
     flagged([*words, "--image_size=32", *crops])
     monkeypatch.setattr(data, "load", lambda name, *_: stand_in(name, 32, random))
-    monkeypatch.setattr(training, "build_backbone", tiny.build_backbone)
+    monkeypatch.setattr(backbones, "build_backbone", tiny.build_backbone)
     train.run()
     made = "views.png" if "--preview" in words else "encoder.keras"
     assert (tmp_path / made).exists()
