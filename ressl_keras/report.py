@@ -16,7 +16,7 @@ from sklearn.manifold import TSNE
 from sklearn.metrics import confusion_matrix
 from threadpoolctl import threadpool_limits
 
-from ressl_keras import data, encoders, figures, neighbours, pictures
+from ressl_keras import data, encoders, figures, neighbours, pictures, signals
 from ressl_keras.callbacks import MetricsTable
 from ressl_keras.labelled import Selection
 
@@ -326,7 +326,7 @@ def _look(encoder, dataset, evidence):
     if not np.isfinite(some.features).all():
         return {"broken": True}
     return {
-        "health": spread_of(some.features),
+        "health": _health(some.features),
         "neighbours": _neighbours(asked, bank, class_names)
         if len(bank.images) > 1
         else None,
@@ -347,28 +347,14 @@ def _sample(images, encoder):
     )
 
 
-def spread_of(features):
-    """How far features have collapsed: signals that need no labels.
-
-    Args:
-        features: float array [count, dim]; scaled to length one before all else.
-
-    Returns:
-        Dict of `std`, the standard deviation, averaged over the dimensions, at most
-        `most_std`; and of `rank`, the effective rank, from 1 to `most_rank`: the
-        exponential of the entropy of the singular values (Roy and Vetterli, 2007).
-    """
-    count, dim = features.shape
+def _health(features):
+    """How far features have collapsed, which needs no labels."""
     unit = _unit(features)
-    singular = np.linalg.svd(unit, compute_uv=False)
-    shares = singular / max(singular.sum(), 1e-12)
-    shares = shares[shares > 0]
     return {
-        "count": count,
-        "std": float(unit.std(axis=0).mean()),
-        "most_std": dim**-0.5,
-        "rank": float(np.exp(-(shares * np.log(shares)).sum())),
-        "most_rank": min(count, dim),
+        "count": len(unit),
+        "rank": signals.effective_rank(unit),
+        "most_rank": min(unit.shape),
+        "spread": signals.spread(unit),
     }
 
 
