@@ -5,6 +5,7 @@ import functools
 import itertools
 import math
 import os
+import tempfile
 
 import keras
 import tensorflow as tf
@@ -436,12 +437,10 @@ def prepare_workdir(workdir):
     Raises:
         UsageError: if it cannot.
     """
-    probe = os.path.join(workdir, ".writable")
     try:
         os.makedirs(workdir, exist_ok=True)
-        with open(probe, "w"):
-            pass
-        os.remove(probe)
+        # With a name of its own: workers look at one folder at the same time.
+        tempfile.TemporaryFile(dir=workdir, prefix=".writable-").close()
     except OSError as error:
         raise UsageError(
             f"The work directory {workdir} cannot be written: {error.strerror}."
