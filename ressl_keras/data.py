@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from ressl_keras import shapes, views
+from ressl_keras.decoding import decode, decode_crops
 from ressl_keras.errors import UsageError, near
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
@@ -67,10 +68,14 @@ class EncodedImages:
     def __len__(self):
         return len(self.sources)
 
+    def encoded(self, index):
+        """The bytes of the image at a place, in a graph."""
+        source = tf.gather(self.sources, index)
+        return source if self.in_memory else tf.io.read_file(source)
+
     def read(self, index):
         """The decoded image at a place, uint8 [height, width, 3], in a graph."""
-        source = tf.gather(self.sources, index)
-        return decode(source if self.in_memory else tf.io.read_file(source))
+        return decode(self.encoded(index))
 
 
 class StreamedImages:
@@ -169,16 +174,6 @@ def load(name, data_dir=None, download=True, check=True, memory_limit=4 * 2**30)
     if name == "folder":
         return _load_folder(data_dir, check)
     return _load_tfds(name, data_dir, download, memory_limit)
-
-
-def decode(encoded):
-    """An encoded image (JPEG, PNG, GIF, BMP) as uint8 [height, width, 3], in a graph.
-
-    Gray becomes RGB and an alpha channel is dropped.
-    """
-    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
-    image.set_shape([None, None, 3])
-    return image
 
 
 def _load_folder(root, check):
@@ -370,54 +365,38 @@ def training_batches(
         resized crop and flip of its own, since only crops can be batched; with several
         `crops`, `student` is a tuple of batches.
     """
-    share = batch_size // workers
+    share, steps = batch_size // workers, (first_step, last_step)
+    indices = shuffled_indices(len(images), batch_size, seed, *steps, worker, workers)
     if images.same_size:
-        indices = shuffled_indices(
-            len(images), batch_size, seed, first_step, last_step, worker, workers
-        )
         return indices.map(images.read, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
-    teacher_crop, *student_crops = views.crops_and_flips(size, crops)
-    steps_per_epoch = len(images) // batch_size
+    moves = views.crops_and_flips(size, crops)
 
-    def step_and_place(example):
-        """Of the examples of this worker, counted from the start of the run."""
-        return example // share, worker * share + example % share
+    def draws(step):
+        step_seed = tf.stack([tf.constant(seed, tf.int64), step])
+        seeds = [
+            tf.random.experimental.stateless_fold_in(
+                step_seed, views.fold(view, while_reading=True)
+            )
+            for view in range(len(moves))
+        ]
+        return tuple(
+            move.draw(view_seed, share, first=worker * share)
+            for move, view_seed in zip(moves, seeds)
+        )
 
-    def crops(image, example):
-        step, place = step_and_place(example)
-        image = tf.cast(image, tf.float32)[tf.newaxis] / 255
+    def crop(encoded, draws):
+        teacher, *student = read_crops(encoded, moves, draws)
+        student = student[0] if len(student) == 1 else tuple(student)
+        return {"teacher": teacher, "student": student}
 
-        def cut(crop, view):
-            draw = tf.stack([tf.constant(seed, tf.int64), step])
-            fold = views.fold(view, while_reading=True)
-            draw = tf.random.experimental.stateless_fold_in(draw, fold)
-            cropped = crop(image, seed=draw, first=place)[0]
-            return tf.cast(tf.round(cropped * 255), tf.uint8)
-
-        cuts = [cut(crop, view) for view, crop in enumerate(student_crops, 1)]
-        return {
-            "teacher": cut(teacher_crop, 0),
-            "student": cuts[0] if len(cuts) == 1 else tuple(cuts),
-        }
-
-    def read_and_crop(example):
-        step, place = step_and_place(example)
-        place += step % steps_per_epoch * batch_size
-        index = _shuffled(place, seed, step // steps_per_epoch, len(images))
-        return crops(images.read(index), example)
-
-    first, last = first_step * share, last_step * share
     if isinstance(images, StreamedImages):
-        examples = _streamed_examples(
-            images, seed, steps_per_epoch * share, first, last, worker, workers
-        )
-        examples = examples.map(
-            lambda encoded, example: crops(decode(encoded), example), tf.data.AUTOTUNE
-        )
+        per_epoch = len(images) // batch_size * share
+        encoded = _streamed(images, seed, per_epoch, share, *steps, worker, workers)
     else:
-        examples = tf.data.Dataset.range(first, last)
-        examples = examples.map(read_and_crop, tf.data.AUTOTUNE)
+        encoded = indices.unbatch().map(images.encoded, tf.data.AUTOTUNE)
+    drawn = tf.data.Dataset.range(*steps).map(draws).unbatch()
+    examples = tf.data.Dataset.zip(encoded, drawn).map(crop, tf.data.AUTOTUNE)
     batches = examples.batch(share, drop_remainder=True)
     return batches.prefetch(tf.data.AUTOTUNE)
 
@@ -466,6 +445,27 @@ class Waiting:
         return watched.with_options(options)
 
 
+def read_crops(encoded, moves, draws):
+    """Crops and flips of one encoded image, in a graph.
+
+    Args:
+        encoded: scalar string tensor, the bytes of the image.
+        moves: list of `views.RandomResizedCropAndFlip`.
+        draws: for each, the row of its `draw` that belongs to the image.
+
+    Returns:
+        For each, a uint8 tensor [size, size, 3].
+    """
+    pairs = [(move, draw[tf.newaxis]) for move, draw in zip(moves, draws)]
+
+    def boxes(height, width):
+        found = [move.boxes(draw, height, width) for move, draw in pairs]
+        return tf.concat(found, axis=0)
+
+    flips = tf.concat([move.flips(draw) for move, draw in pairs], axis=0)
+    return decode_crops(encoded, boxes, [move.size for move in moves], flips)
+
+
 def shuffled_indices(
     count, batch_size, seed, first_step, last_step, worker=0, workers=1
 ):
@@ -501,17 +501,17 @@ def _shuffled(place, seed, epoch, count):
     )
 
 
-def _streamed_examples(images, seed, per_epoch, first, last, worker, workers):
-    """Pairs of encoded image and example number; before `first` nothing is decoded."""
-    examples = None
+def _streamed(images, seed, per_epoch, share, first_step, last_step, worker, workers):
+    """Encoded images of the steps; of those before them nothing is decoded."""
+    first, last = first_step * share, last_step * share
+    encoded = None
     for epoch in range(first // per_epoch, -(-last // per_epoch)):
         start = epoch * per_epoch
-        numbers = tf.data.Dataset.range(start, min(start + per_epoch, last))
         # Workers' files can differ in length; the shorter begin again.
         source = images.epoch(seed, epoch, worker, workers).repeat()
-        part = tf.data.Dataset.zip(source, numbers).skip(max(first - start, 0))
-        examples = part if examples is None else examples.concatenate(part)
-    return examples
+        part = source.take(min(per_epoch, last - start)).skip(max(first - start, 0))
+        encoded = part if encoded is None else encoded.concatenate(part)
+    return encoded
 
 
 def evaluation_batches(images, size, batch_size=256, count=None):

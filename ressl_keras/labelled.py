@@ -33,6 +33,10 @@ class Selection:
         """The image at a place, or the batch at several: uint8, in a graph."""
         return self.images.read(tf.gather(self.indices, index))
 
+    def encoded(self, index):
+        """The bytes of the image at a place, for encoded images, in a graph."""
+        return self.images.encoded(tf.gather(self.indices, index))
+
 
 def stratified(images, fraction, seed=0):
     """The same share of every class, drawn at random.
@@ -78,20 +82,21 @@ def crops(images, batch_size, epochs, size, seed=0, scale=(0.2, 1.0)):
     labels = tf.constant(images.labels, tf.int64)
     crop = views.RandomResizedCropAndFlip(size, scale)
 
-    def cropped(batch, seed, first=0):
-        return 255 * crop(tf.cast(batch, tf.float32) / 255, seed=seed, first=first)
-
     def read(step, indices):
         draw = tf.stack([tf.constant(seed, tf.int64), step])
         if images.same_size:
-            return cropped(images.read(indices), draw), tf.gather(labels, indices)
-        batch = tf.map_fn(
-            lambda place: cropped(images.read(indices[place])[tf.newaxis], draw, place)[
-                0
-            ],
-            tf.range(batch_size),
-            fn_output_signature=tf.TensorSpec([size, size, 3], tf.float32),
-        )
+            planes = crop(views.to_planes(images.read(indices)), seed=draw)
+            batch = 255 * views.to_pixels(planes)
+        else:
+            draws = crop.draw(draw, batch_size)
+            batch = tf.map_fn(
+                lambda place: data.read_crops(
+                    images.encoded(indices[place]), [crop], [draws[place]]
+                )[0],
+                tf.range(batch_size),
+                fn_output_signature=tf.TensorSpec([size, size, 3], tf.uint8),
+            )
+            batch = tf.cast(batch, tf.float32)
         return batch, tf.gather(labels, indices)
 
     steps = epochs * (len(images) // batch_size)

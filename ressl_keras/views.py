@@ -5,9 +5,15 @@ matched to what the paper's recipe does through torchvision and Pillow. The seco
 are Keras layers that draw the parameters, one draw an image, and `weak_view` and
 `strong_view`, which put them together as in the paper (arXiv 2107.09282, section 4).
 
+All of them take images channels first: an operation on a plane of a colour fills a
+processor's vector registers, one on pixels of three numbers does not. `View` takes and
+returns pixels.
+
 Randomness is stateless: a draw is a function of the seed and of the image's place in
 the global batch, so a step can be repeated exactly, on any number of replicas.
 """
+
+import math
 
 import keras
 import tensorflow as tf
@@ -15,175 +21,287 @@ import tensorflow as tf
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
+_LUMA = (0.2989, 0.5870, 0.1140)
+_BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(4)
+
+
+def _kernel(function):
+    """Compiles a function by itself, so that its arithmetic is one pass over memory.
+
+    Not the whole view at once: the fusions of several of these would repeat work, and
+    the products of matrices are faster as TensorFlow's own. Nothing random is drawn in
+    here, because XLA draws other numbers.
+    """
+    return tf.function(
+        function, jit_compile=True, autograph=False, reduce_retracing=True
+    )
+
+
+@_kernel
+def to_planes(pixels):
+    """Images as `View` takes them, as the functions of this module do.
+
+    Args:
+        pixels: uint8 tensor [batch, height, width, 3], or float in 0-255.
+
+    Returns:
+        float32 tensor [batch, 3, height, width] in 0-1.
+    """
+    return tf.transpose(tf.cast(pixels, tf.float32) / 255, [0, 3, 1, 2])
+
+
+@_kernel
+def to_pixels(planes, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)):
+    """The way back, with the normalisation.
+
+    Args:
+        planes: float tensor [batch, 3, height, width] in 0-1.
+        mean: mean of each channel.
+        std: standard deviation of each channel.
+
+    Returns:
+        Tensor [batch, height, width, 3] of (planes - mean) / std.
+    """
+    channels = [1, 3, 1, 1]
+    mean, std = tf.reshape(mean, channels), tf.reshape(std, channels)
+    return tf.transpose((planes - mean) / std, [0, 2, 3, 1])
+
+
+@_kernel
+def _normalize(pixels, mean, std):
+    return (tf.cast(pixels, tf.float32) / 255 - mean) / std
+
 
 def _per_image(values, like):
-    """A scalar or [batch] of factors, shaped to broadcast over [batch, h, w, c]."""
-    values = tf.cast(values, like.dtype)
-    return tf.reshape(values, [-1, 1, 1, 1]) if values.shape.rank else values
+    """A scalar or [batch] of factors as [batch], in the images' dtype."""
+    return tf.broadcast_to(tf.cast(values, like.dtype), tf.shape(like)[:1])
 
 
-def _blend(images, other, factor):
-    factor = _per_image(factor, images)
+def _luma(images):
+    red, green, blue = tf.split(images, 3, axis=1)
+    return _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
+
+
+@_kernel
+def _blend(images, kind, factor):
+    """Moves each image away from what its kind says: black, mean luma or luma."""
+    kind, factor = (values[:, None, None, None] for values in (kind, factor))
+    luma = _luma(images)
+    mean = tf.reduce_mean(luma, axis=[2, 3], keepdims=True)
+    other = tf.where(kind == _CONTRAST, mean, luma)
+    other = tf.where(kind == _BRIGHTNESS, 0.0, other)
     return tf.clip_by_value(factor * images + (1 - factor) * other, 0.0, 1.0)
+
+
+def _adjust(images, kind, factor):
+    kind = tf.fill(tf.shape(images)[:1], kind)
+    return _blend(images, kind, _per_image(factor, images))
 
 
 def rgb_to_grayscale(images):
     """Luma of each pixel, repeated over three channels.
 
     Args:
-        images: float tensor [batch, height, width, 3] in 0-1.
+        images: float tensor [batch, 3, height, width] in 0-1.
 
     Returns:
         Tensor of the same shape and dtype.
     """
-    return tf.repeat(tf.image.rgb_to_grayscale(images), 3, axis=-1)
+    return _adjust(images, _SATURATION, 0.0)
 
 
 def adjust_brightness(images, factor):
     """Multiplies every pixel by `factor`.
 
     Args:
-        images: float tensor [batch, height, width, 3] in 0-1.
+        images: float tensor [batch, 3, height, width] in 0-1.
         factor: number or tensor [batch]; 1 changes nothing, 0 is black.
 
     Returns:
         Tensor of the same shape and dtype, clipped to 0-1.
     """
-    return _blend(images, 0.0, factor)
+    return _adjust(images, _BRIGHTNESS, factor)
 
 
 def adjust_contrast(images, factor):
     """Moves every pixel away from the image's mean luma.
 
     Args:
-        images: float tensor [batch, height, width, 3] in 0-1.
+        images: float tensor [batch, 3, height, width] in 0-1.
         factor: number or tensor [batch]; 1 changes nothing, 0 is uniform gray.
 
     Returns:
         Tensor of the same shape and dtype, clipped to 0-1.
     """
-    luma = tf.image.rgb_to_grayscale(images)
-    return _blend(images, tf.reduce_mean(luma, axis=[1, 2], keepdims=True), factor)
+    return _adjust(images, _CONTRAST, factor)
 
 
 def adjust_saturation(images, factor):
     """Moves every pixel away from its own luma.
 
     Args:
-        images: float tensor [batch, height, width, 3] in 0-1.
+        images: float tensor [batch, 3, height, width] in 0-1.
         factor: number or tensor [batch]; 1 changes nothing, 0 is grayscale.
 
     Returns:
         Tensor of the same shape and dtype, clipped to 0-1.
     """
-    return _blend(images, tf.image.rgb_to_grayscale(images), factor)
+    return _adjust(images, _SATURATION, factor)
 
 
 def adjust_hue(images, shift):
     """Turns the hue of every pixel.
 
     Args:
-        images: float tensor [batch, height, width, 3] in 0-1.
+        images: float tensor [batch, 3, height, width] in 0-1.
         shift: number or tensor [batch] in full turns, -0.5 to 0.5; 0 changes nothing.
 
     Returns:
         Tensor of the same shape and dtype.
     """
-    hue, saturation, value = tf.split(tf.image.rgb_to_hsv(images), 3, axis=-1)
-    hue = tf.math.floormod(hue + _per_image(shift, images), 1.0)
-    return tf.image.hsv_to_rgb(tf.concat([hue, saturation, value], axis=-1))
+    return _turn_hue(images, _per_image(shift, images))
 
 
-def _filter_separably(images, rows, columns):
-    """Applies one matrix to the rows and one to the columns of each image.
+@_kernel
+def _turn_hue(images, shift):
+    # A hue is a place on a ring of six sides: red at 0, green at 2, blue at 4. The
+    # chroma, largest less smallest channel, is the length of a side here, which saves
+    # the divisions of going through HSV.
+    red, green, blue = tf.unstack(images, axis=1)
+    largest = tf.maximum(tf.maximum(red, green), blue)
+    smallest = tf.minimum(tf.minimum(red, green), blue)
+    side = largest - smallest
+    place = tf.where(
+        largest == red,
+        green - blue,
+        tf.where(largest == green, 2 * side + blue - red, 4 * side + red - green),
+    )
+    place += 6 * shift[:, None, None] * side
 
-    Per-image resampling and per-image blurring are both linear and separable, and two
-    batched matrix products run them well on every device.
+    def channel(centre):
+        # The larger, the nearer the hue is to the channel's place: a distance of up to
+        # nine sides, folded into the three that half of the ring has.
+        nearness = abs(3 * side - abs(place - centre * side))
+        nearness = abs(3 * side - abs(3 * side - nearness))
+        return tf.clip_by_value(nearness - side + smallest, smallest, largest)
 
-    Args:
-        images: float tensor [batch, height, width, channels].
-        rows: float tensor [batch, out height, height].
-        columns: float tensor [batch, out width, width].
-
-    Returns:
-        Tensor [batch, out height, out width, channels].
-    """
-    images = tf.einsum("boh,bhwc->bowc", rows, images)
-    return tf.einsum("bpw,bowc->bopc", columns, images)
+    return tf.stack([channel(0), channel(2), channel(4)], axis=1)
 
 
-def gaussian_blur(images, sigma):
+def gaussian_blur(images, sigma, radius=8):
     """Blurs each image with its own Gaussian; borders repeat the edge pixel.
 
     Args:
-        images: float tensor [batch, height, width, channels].
+        images: float tensor [batch, channels, height, width].
         sigma: number or tensor [batch], standard deviation in pixels; 0 changes
             nothing.
+        radius: pixels to each side that are looked at; the rest of the Gaussian falls
+            on the outermost of them. Four times the largest sigma leaves less than a
+            thousandth of 1/255.
 
     Returns:
         Tensor of the same shape and dtype.
     """
-    sigma = tf.broadcast_to(tf.cast(sigma, images.dtype), tf.shape(images)[:1])
+    # The mass of the Gaussian on each pixel, from differences of its integral, which
+    # stays exact for a sigma far below a pixel.
+    scale = tf.maximum(_per_image(sigma, images), 1e-3)[:, None] * 2.0**0.5
+    edges = tf.range(-radius, radius, dtype=images.dtype) + 0.5
+    below = 0.5 + 0.5 * tf.math.erf(edges / scale)
+    below = tf.pad(below, [[0, 0], [1, 0]])
+    below = tf.pad(below, [[0, 0], [0, 1]], constant_values=1)
+    weights = below[:, 1:] - below[:, :-1]
+    rows = tf.concat(
+        [
+            tf.repeat(images[:, :, :1], radius, axis=2),
+            images,
+            tf.repeat(images[:, :, -1:], radius, axis=2),
+        ],
+        axis=2,
+    )
+    images = _weighted_rows(rows, weights, radius)
+    columns = tf.concat(
+        [
+            tf.repeat(images[..., :1], radius, axis=3),
+            images,
+            tf.repeat(images[..., -1:], radius, axis=3),
+        ],
+        axis=3,
+    )
+    return _weighted_columns(columns, weights, radius)
 
-    def matrix(length):
-        # The mass that a Gaussian around pixel i has on each pixel j; what falls
-        # outside belongs to the edge pixels. From differences of its integral, which
-        # stays exact for a sigma far below a pixel.
-        pixels = tf.range(length, dtype=images.dtype)
-        scale = tf.maximum(sigma, 1e-3)[:, tf.newaxis, tf.newaxis] * 2.0**0.5
-        edges = pixels[tf.newaxis, :-1] + 0.5 - pixels[:, tf.newaxis]
-        below = 0.5 + 0.5 * tf.math.erf(edges[tf.newaxis] / scale)
-        below = tf.pad(below, [[0, 0], [0, 0], [1, 0]])
-        below = tf.pad(below, [[0, 0], [0, 0], [0, 1]], constant_values=1)
-        return below[:, :, 1:] - below[:, :, :-1]
 
-    height, width = tf.shape(images)[1], tf.shape(images)[2]
-    return _filter_separably(images, matrix(height), matrix(width))
+def _weighted(slices, weights):
+    total = 0.0
+    for i, images in enumerate(slices):
+        total += weights[:, i, None, None, None] * images
+    return total
 
 
-def _resampling_matrix(start, length, flip, source, target, dtype):
+@_kernel
+def _weighted_rows(images, weights, radius):
+    height = tf.shape(images)[2] - 2 * radius
+    return _weighted(
+        [images[:, :, i : i + height] for i in range(2 * radius + 1)], weights
+    )
+
+
+@_kernel
+def _weighted_columns(images, weights, radius):
+    width = tf.shape(images)[3] - 2 * radius
+    return _weighted(
+        [images[..., i : i + width] for i in range(2 * radius + 1)], weights
+    )
+
+
+def _resampling_matrix(start, length, flip, source, target):
     """Weights [batch, target, source] of a triangle filter over part of an axis.
 
     As in Pillow: pixel centres at halves, the filter as wide as the scale when
     shrinking, and nothing outside the part [start, start + length) has weight.
     """
-    start = tf.cast(start, dtype)[:, tf.newaxis, tf.newaxis]
-    length = tf.cast(length, dtype)[:, tf.newaxis, tf.newaxis]
-    scale = length / tf.cast(target, dtype)
-    outputs = (tf.range(target, dtype=dtype) + 0.5)[:, tf.newaxis]
-    centres = start + outputs * scale
-    pixels = tf.range(source, dtype=dtype) + 0.5
+    start, length = start[:, None, None], length[:, None, None]
+    scale = length / tf.cast(target, length.dtype)
+    outputs = tf.range(target)
+    outputs = tf.where(flip[:, None], target - 1 - outputs, outputs)[:, :, None]
+    centres = start + (tf.cast(outputs, start.dtype) + 0.5) * scale
+    pixels = tf.cast(tf.range(source), start.dtype) + 0.5
     weights = tf.nn.relu(1 - tf.abs(pixels - centres) / tf.maximum(scale, 1))
-    inside = (pixels > start) & (pixels < start + length)
-    weights = tf.where(inside, weights, 0)
-    weights /= tf.reduce_sum(weights, axis=-1, keepdims=True)
-    return tf.where(flip[:, tf.newaxis, tf.newaxis], weights[:, ::-1], weights)
+    weights = tf.where((pixels > start) & (pixels < start + length), weights, 0)
+    return weights / tf.reduce_sum(weights, axis=-1, keepdims=True)
+
+
+@_kernel
+def _resampling_matrices(images, boxes, flip, height, width):
+    """For the rows and the columns of each image."""
+    top, left, box_height, box_width = tf.unstack(tf.cast(boxes, images.dtype), axis=-1)
+    _, _, rows, columns = tf.unstack(tf.shape(images))
+    return (
+        _resampling_matrix(top, box_height, tf.zeros_like(flip), rows, height),
+        _resampling_matrix(left, box_width, flip, columns, width),
+    )
 
 
 def resized_crop(images, boxes, size, flip=False):
     """Cuts a box out of each image and resizes it, bilinear with antialiasing.
 
     Args:
-        images: float tensor [batch, height, width, channels].
+        images: float tensor [batch, channels, height, width].
         boxes: tensor [batch, 4] or [4]: top, left, height, width in pixels.
         size: side of the square result in pixels, or (height, width).
         flip: bool or bool tensor [batch]: mirror the result left to right.
 
     Returns:
-        Tensor [batch, *size, channels] of the same dtype.
+        Tensor [batch, channels, *size] of the same dtype.
     """
-    out_height, out_width = (size, size) if isinstance(size, int) else size
-    batch, height, width = tf.unstack(tf.shape(images)[:3])
+    height, width = (size, size) if isinstance(size, int) else size
+    batch = tf.shape(images)[0]
     boxes = tf.broadcast_to(tf.convert_to_tensor(boxes), [batch, 4])
-    top, left, box_height, box_width = tf.unstack(boxes, axis=-1)
-    unflipped, flip = tf.zeros([batch], bool), tf.broadcast_to(flip, [batch])
-    return _filter_separably(
-        images,
-        _resampling_matrix(
-            top, box_height, unflipped, height, out_height, images.dtype
-        ),
-        _resampling_matrix(left, box_width, flip, width, out_width, images.dtype),
-    )
+    flip = tf.broadcast_to(flip, [batch])
+    # Resampling is linear and separable, and two batched products of matrices run it
+    # well on every device.
+    rows, columns = _resampling_matrices(images, boxes, flip, height, width)
+    images = tf.matmul(rows[:, None], images)
+    return tf.matmul(images, columns[:, None], transpose_b=True)
 
 
 def sample_crop_boxes(uniform, height, width, scale=(0.2, 1.0), ratio=(3 / 4, 4 / 3)):
@@ -245,13 +363,13 @@ def fold(view, while_reading=False):
     return view // 2 * 4 + view % 2 + 2 * while_reading
 
 
-def _uniform(seed, images, first, count):
+def _uniform(seed, batch, first, count):
     """Draws [batch, count] in [0, 1): row i belongs to example `first` + i.
 
     Rows before `first` are drawn and dropped: a few numbers, and the draws of an
     example do not depend on how the global batch is spread over replicas.
     """
-    batch, first = tf.shape(images)[0], tf.cast(first, tf.int32)
+    first = tf.cast(first, tf.int32)
     # Named, because the default algorithm differs from device to device. XLA lays the
     # same algorithm out differently, so compiled views draw other numbers; there is
     # one replica then, and `first` is 0.
@@ -261,7 +379,8 @@ def _uniform(seed, images, first, count):
 
 
 class _RandomOperation(keras.layers.Layer):
-    """What all operations share: float images in 0-1 and a seed in, images out."""
+    """What all operations share: float images [batch, 3, height, width] in 0-1 and a
+    seed in, images out."""
 
     def __init__(self, **kwargs):
         # Half precision is too coarse for pixels; `View` casts once at the end.
@@ -289,16 +408,26 @@ class RandomResizedCropAndFlip(_RandomOperation):
         self.size, self.flip = int(size), float(flip)
         self.scale, self.ratio = tuple(scale), tuple(ratio)
 
+    def draw(self, seed, batch, first=0):
+        """Uniform draws [batch, 23]; row i belongs to example `first` + i."""
+        return _uniform(seed, batch, first, 23)
+
+    def boxes(self, draws, height, width):
+        """Boxes as of `sample_crop_boxes`, for images of this height and width."""
+        return sample_crop_boxes(draws[:, :22], height, width, self.scale, self.ratio)
+
+    def flips(self, draws):
+        """Which images are mirrored, bool [batch]."""
+        return draws[:, 22] < self.flip
+
     def call(self, images, seed, first=0):
-        uniform = _uniform(seed, images, first, 23)
-        _, height, width, _ = tf.unstack(tf.shape(images))
-        boxes = sample_crop_boxes(
-            uniform[:, :22], height, width, self.scale, self.ratio
-        )
-        return resized_crop(images, boxes, self.size, uniform[:, 22] < self.flip)
+        batch, _, height, width = tf.unstack(tf.shape(images))
+        draws = self.draw(seed, batch, first)
+        boxes = self.boxes(draws, height, width)
+        return resized_crop(images, boxes, self.size, self.flips(draws))
 
     def compute_output_shape(self, images_shape, **kwargs):
-        return (images_shape[0], self.size, self.size, images_shape[-1])
+        return (*images_shape[:2], self.size, self.size)
 
     def get_config(self):
         return {
@@ -340,7 +469,7 @@ class RandomColorJitter(_RandomOperation):
         self.probability = float(probability)
 
     def call(self, images, seed, first=0):
-        uniform = _uniform(seed, images, first, 9)
+        uniform = _uniform(seed, tf.shape(images)[0], first, 9)
         apply = uniform[:, 0] < self.probability
         strengths = tf.stack([self.brightness, self.contrast, self.saturation])
         factors = 1 + strengths * (2 * uniform[:, 1:4] - 1)
@@ -351,23 +480,19 @@ class RandomColorJitter(_RandomOperation):
         # one blend for the whole batch, with a factor of 1 for images whose hue comes
         # there; the hue itself, which is dear, is computed once.
         order = tf.argsort(uniform[:, 5:9], axis=-1)
-        hue_place = tf.argmax(tf.cast(order == 3, tf.int32), axis=-1)
+        hue_place = tf.argmax(tf.cast(order == _HUE, tf.int32), axis=-1)
         factors = tf.gather(tf.pad(factors, [[0, 0], [0, 1]]), order, batch_dims=1)
-        for place in range(3):
-            before = hue_place > place
-            images = self._blend_with(images, order, factors, place, before)
-        images = adjust_hue(images, shift)
-        for place in range(1, 4):
-            after = hue_place < place
-            images = self._blend_with(images, order, factors, place, after)
-        return images
 
-    def _blend_with(self, images, order, factors, place, active):
-        kind = _per_image(order[:, place], order)
-        luma = tf.image.rgb_to_grayscale(images)
-        mean = tf.reduce_mean(luma, axis=[1, 2], keepdims=True)
-        other = tf.where(kind == 0, 0.0, tf.where(kind == 1, mean, luma))
-        return _blend(images, other, tf.where(active, factors[:, place], 1.0))
+        def blend(images, place, active):
+            factor = tf.where(active, factors[:, place], 1.0)
+            return _blend(images, order[:, place], factor)
+
+        for place in range(3):
+            images = blend(images, place, hue_place > place)
+        images = _turn_hue(images, shift)
+        for place in range(1, 4):
+            images = blend(images, place, hue_place < place)
+        return images
 
     def get_config(self):
         return {
@@ -393,7 +518,7 @@ class RandomGrayscale(_RandomOperation):
         self.probability = float(probability)
 
     def call(self, images, seed, first=0):
-        apply = _uniform(seed, images, first, 1)[:, 0] < self.probability
+        apply = _uniform(seed, tf.shape(images)[0], first, 1)[:, 0] < self.probability
         return adjust_saturation(images, tf.where(apply, 0.0, 1.0))
 
     def get_config(self):
@@ -414,10 +539,11 @@ class RandomGaussianBlur(_RandomOperation):
         self.sigma, self.probability = tuple(sigma), float(probability)
 
     def call(self, images, seed, first=0):
-        uniform = _uniform(seed, images, first, 2)
+        uniform = _uniform(seed, tf.shape(images)[0], first, 2)
         sigma = self.sigma[0] + (self.sigma[1] - self.sigma[0]) * uniform[:, 1]
         apply = uniform[:, 0] < self.probability
-        return gaussian_blur(images, tf.where(apply, sigma, 0.0))
+        sigma = tf.where(apply, sigma, 0.0)
+        return gaussian_blur(images, sigma, radius=math.ceil(4 * self.sigma[1]))
 
     def get_config(self):
         return {
@@ -436,7 +562,7 @@ class View(keras.layers.Layer):
 
     Args:
         operations: list of layers called as `operation(images, seed=, first=)` on
-            float images in 0-1.
+            float images [batch, 3, height, width] in 0-1.
         mean: mean of each channel, on the scale 0-1.
         std: standard deviation of each channel, on the scale 0-1.
         seed: integer seed of the draws when a call brings none.
@@ -463,19 +589,28 @@ class View(keras.layers.Layer):
         self.seed_generator = keras.random.SeedGenerator(seed)
 
     def call(self, images, training=False, seed=None, first=0):
-        images = tf.cast(images, tf.float32) / 255
-        if training:
-            if seed is None:
-                seed = tf.cast(self.seed_generator.next(), tf.int32)
-            for index, operation in enumerate(self.operations):
-                fold = tf.random.experimental.stateless_fold_in(seed, index)
-                images = operation(images, seed=fold, first=first)
-        return tf.cast((images - self.mean) / self.std, self.compute_dtype)
+        if not training:
+            # No kernel here: encoders take this into files for other runtimes.
+            images = tf.cast(images, tf.float32) / 255
+            return tf.cast((images - self.mean) / self.std, self.compute_dtype)
+        if not self.operations:
+            images = _normalize(images, self.mean, self.std)
+            return tf.cast(images, self.compute_dtype)
+        if seed is None:
+            seed = tf.cast(self.seed_generator.next(), tf.int32)
+        planes = to_planes(images)
+        for index, operation in enumerate(self.operations):
+            fold = tf.random.experimental.stateless_fold_in(seed, index)
+            planes = operation(planes, seed=fold, first=first)
+        return tf.cast(to_pixels(planes, self.mean, self.std), self.compute_dtype)
 
     def compute_output_shape(self, images_shape, **kwargs):
+        batch, height, width, channels = images_shape
+        shape = (batch, channels, height, width)
         for operation in self.operations:
-            images_shape = operation.compute_output_shape(images_shape)
-        return images_shape
+            shape = operation.compute_output_shape(shape)
+        batch, channels, height, width = shape
+        return (batch, height, width, channels)
 
     def get_config(self):
         return {

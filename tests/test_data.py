@@ -170,8 +170,8 @@ def test_crops_while_reading_are_the_crops_of_the_view_layer(folder):
     for fold, name in ((2, "teacher"), (3, "student")):
         seed = tf.random.experimental.stateless_fold_in([5, 0], fold)
         for place in range(6):
-            image = tf.cast(images.read(index[place]), tf.float32)[tf.newaxis] / 255
-            expected = crop(image, seed=seed, first=place)[0] * 255
+            image = views.to_planes(images.read(index[place])[tf.newaxis])
+            expected = 255 * views.to_pixels(crop(image, seed=seed, first=place))[0]
             difference = np.abs(batch[name][place].numpy() - expected.numpy())
             assert difference.max() <= 0.51
 
