@@ -445,27 +445,6 @@ class Waiting:
         return watched.with_options(options)
 
 
-def read_crops(encoded, moves, draws):
-    """Crops and flips of one encoded image, in a graph.
-
-    Args:
-        encoded: scalar string tensor, the bytes of the image.
-        moves: list of `views.RandomResizedCropAndFlip`.
-        draws: for each, the row of its `draw` that belongs to the image.
-
-    Returns:
-        For each, a uint8 tensor [size, size, 3].
-    """
-    pairs = [(move, draw[tf.newaxis]) for move, draw in zip(moves, draws)]
-
-    def boxes(height, width):
-        found = [move.boxes(draw, height, width) for move, draw in pairs]
-        return tf.concat(found, axis=0)
-
-    flips = tf.concat([move.flips(draw) for move, draw in pairs], axis=0)
-    return decode_crops(encoded, boxes, [move.size for move in moves], flips)
-
-
 def shuffled_indices(
     count, batch_size, seed, first_step, last_step, worker=0, workers=1
 ):
@@ -499,6 +478,27 @@ def _shuffled(place, seed, epoch, count):
     return tf.raw_ops.RandomIndexShuffle(
         index=place, seed=key, max_index=tf.cast(count - 1, tf.int64), rounds=12
     )
+
+
+def read_crops(encoded, moves, draws):
+    """Crops and flips of one encoded image, in a graph.
+
+    Args:
+        encoded: scalar string tensor, the bytes of the image.
+        moves: list of `views.RandomResizedCropAndFlip`.
+        draws: for each, the row of its `draw` that belongs to the image.
+
+    Returns:
+        For each, a uint8 tensor [size, size, 3].
+    """
+    pairs = [(move, draw[tf.newaxis]) for move, draw in zip(moves, draws)]
+
+    def boxes(height, width):
+        found = [move.boxes(draw, height, width) for move, draw in pairs]
+        return tf.concat(found, axis=0)
+
+    flips = tf.concat([move.flips(draw) for move, draw in pairs], axis=0)
+    return decode_crops(encoded, boxes, [move.size for move in moves], flips)
 
 
 def _streamed(images, seed, per_epoch, share, first_step, last_step, worker, workers):
