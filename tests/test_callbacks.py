@@ -7,29 +7,7 @@ import pytest
 import tensorflow as tf
 import tiny
 
-from ressl_keras import (
-    SGD,
-    ReSSL,
-    UsageError,
-    build_projector,
-    callbacks,
-    data,
-    objectives,
-    views,
-)
-
-
-def make(**options):
-    model = ReSSL(
-        tiny.build_backbone(),
-        build_projector(4, 16, 6),
-        views.weak_view(8),
-        views.strong_view(8),
-        queue_size=20,
-        **options,
-    )
-    model.compile(SGD(0.03), jit_compile=False)
-    return model
+from ressl_keras import UsageError, callbacks, data, objectives
 
 
 def batches(random, count):
@@ -62,7 +40,7 @@ def test_batches_made_in_the_meantime_are_not_waited_for():
 
 
 def test_the_log_has_the_share_of_the_time_spent_waiting(random):
-    waiting, model = data.Waiting(), make()
+    waiting, model = data.Waiting(), tiny.build_model()
     model.optimizer.build(model.trainable_variables)
     images = batches(random, 6)
     late = tf.data.Dataset.zip(images, slow(6, 0.3)).map(lambda image, _: image)
@@ -82,7 +60,7 @@ def test_the_age_of_the_queue_is_that_of_its_oldest_embedding(random):
 
 def make_history(random, epochs, steps, warn=print, **options):
     return (
-        make(**options)
+        tiny.build_model(**options)
         .fit(
             batches(random, steps),
             epochs=epochs,
@@ -107,7 +85,7 @@ def test_a_collapse_is_warned_of_from_the_second_epoch_on(random):
 
 
 def test_a_loss_that_is_no_number_ends_the_run(random):
-    model = make()
+    model = tiny.build_model()
     weights = model.student.get_weights()
     model.student.set_weights([np.full_like(weight, np.nan) for weight in weights])
     with pytest.raises(UsageError, match="not a number, from step 1 on"):

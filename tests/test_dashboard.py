@@ -12,7 +12,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins import projector
 
-from ressl_keras import SGD, ReSSL, build_projector, dashboard, data, views
+from ressl_keras import dashboard, data, views
 
 
 @pytest.fixture(scope="module")
@@ -22,14 +22,7 @@ def run(tmp_path_factory):
     random = np.random.default_rng(0)
     pixels = random.integers(0, 256, [24, 8, 8, 3]).astype(np.uint8)
     images = data.ArrayImages(pixels, np.arange(24) % 3)
-    model = ReSSL(
-        tiny.build_backbone(),
-        build_projector(4, 16, 6),
-        views.weak_view(8),
-        views.strong_view(8),
-        queue_size=20,
-    )
-    model.compile(SGD(0.03), jit_compile=False)
+    model = tiny.build_model()
     encoder = keras.Sequential([keras.Input((8, 8, 3)), views.View([]), model.backbone])
     picture = folder / "picture.png"
     Image.fromarray(pixels[0]).save(picture)

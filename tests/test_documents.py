@@ -34,6 +34,7 @@ ELSEWHERE = {
     r"RESSL_ENCODER=\S+ python -m pytest": "hours; the file exists",
     r"python tests/killed_runs.py FOLDER": "test_checkpoints",
     r"python -m examples.finetune": "test_finetuning",
+    r"python -m benchmarks\.": "test_benchmarks",
     r"python examples/serving_(rest|grpc).py": "test_serving_examples",
     r"curl |tensorflow_model_server |docker run": "no server at hand",
     r"export TF_CONFIG=": "test_distribution",

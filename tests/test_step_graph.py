@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 import tiny
 
-from ressl_keras import SGD, ReSSL, build_projector, objectives, views
+from ressl_keras import ReSSL, objectives
 
 BATCH, QUEUE, DIM = 8, 1009, 6  # a size that nothing else has
 # They pass on the memory that they are given.
@@ -15,17 +15,8 @@ FREE = {"Identity", "StopGradient", "IdentityN", "PreventGradient", "Placeholder
 CALLBACKS = {"PyFunc", "PyFuncStateless", "EagerPyFunc"}
 
 
-def make(crops=1, kind=ReSSL, **options):
-    model = kind(
-        tiny.build_backbone(),
-        build_projector(4, 16, DIM),
-        views.weak_view(8),
-        [views.strong_view(8) for _ in range(crops)],
-        queue_size=QUEUE,
-        **options,
-    )
-    model.compile(SGD(0.03), jit_compile=False)
-    return model
+def make(**options):
+    return tiny.build_model(queue_size=QUEUE, **options)
 
 
 def operations(model):
@@ -54,7 +45,7 @@ def count(model, shape):
 def test_a_relation_is_two_arrays_and_its_gradient_two(crops):
     """Logits and probabilities of the teacher and of each crop; their difference, and
     that times the gradient of the loss; nothing for the metrics."""
-    found = count(make(crops), [BATCH, QUEUE])
+    found = count(make(crops=crops), [BATCH, QUEUE])
     assert found.pop("MatMul") == 1 + crops
     assert found.pop("Softmax") == 1 + crops
     assert found == {"Sub": crops, "Mul": crops}

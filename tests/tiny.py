@@ -2,6 +2,8 @@
 
 import keras
 
+from ressl_keras import SGD, ReSSL, build_projector, views
+
 
 def build_backbone(name=None, input_shape=(8, 8, 3), width=4, synchronized=False):
     """One convolution and one batch norm, in place of any named backbone."""
@@ -10,3 +12,17 @@ def build_backbone(name=None, input_shape=(8, 8, 3), width=4, synchronized=False
     x = keras.layers.BatchNormalization(momentum=0.9, synchronized=synchronized)(x)
     x = keras.layers.GlobalAveragePooling2D()(keras.layers.ReLU()(x))
     return keras.Model(images, x)
+
+
+def build_model(kind=ReSSL, crops=1, queue_size=20, **options):
+    """A model on images of 8 pixels with embeddings of length 6, compiled."""
+    model = kind(
+        build_backbone(),
+        build_projector(4, 16, 6),
+        views.weak_view(8),
+        [views.strong_view(8) for _ in range(crops)],
+        queue_size=queue_size,
+        **options,
+    )
+    model.compile(SGD(0.03), jit_compile=False)
+    return model
