@@ -231,7 +231,6 @@ _FREE = {
     "workdir",
     "data_dir",
     "download",
-    "check_images",
     "epochs",
     "max_steps",
     "knn_every",

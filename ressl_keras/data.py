@@ -6,6 +6,7 @@ The order is a function of (seed, epoch), and the batch of a step a function of
 
 import concurrent.futures
 import dataclasses
+import itertools
 import os
 
 import numpy as np
@@ -14,6 +15,10 @@ import tensorflow as tf
 from ressl_keras import shapes, views
 from ressl_keras.decoding import decode, decode_crops
 from ressl_keras.errors import UsageError, near
+
+# Side in pixels of images that are kept in memory decoded: larger ones take more of it
+# than their files, and cropping them whole costs more than decoding a window.
+_LARGEST_KEPT = 128
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 
@@ -43,6 +48,12 @@ class ArrayImages:
         """Height and width in pixels."""
         return tuple(self.images.shape[1:3])
 
+    @property
+    def storage(self):
+        """Where the images are, for people."""
+        megabytes = self.images.shape.num_elements() / 2**20
+        return f"in memory ({megabytes:.0f} MiB)"
+
     def read(self, index):
         """The image at a place, or the batch at several: uint8, in a graph."""
         return tf.gather(self.images, index)
@@ -68,6 +79,11 @@ class EncodedImages:
     def __len__(self):
         return len(self.sources)
 
+    @property
+    def storage(self):
+        """Where the images are, for people."""
+        return "encoded in memory" if self.in_memory else "read from files"
+
     def encoded(self, index):
         """The bytes of the image at a place, in a graph."""
         source = tf.gather(self.sources, index)
@@ -88,6 +104,7 @@ class StreamedImages:
 
     same_size = False
     labels = None
+    storage = "streamed"
     shuffle_buffer = 16384
 
     def __init__(self, builder, split):
@@ -158,8 +175,10 @@ def load(name, data_dir=None, download=True, check=True, memory_limit=4 * 2**30)
         data_dir: the folder, or where TFDS keeps its data.
         download: whether TFDS may download.
         check: for `folder`, whether to decode every image once, so that unreadable
-            ones are found now and not in the middle of training.
-        memory_limit: data sets above this many bytes are streamed.
+            ones are found now and not in the middle of training. Small images of one
+            size, of up to 128 pixels, are then kept in memory.
+        memory_limit: data sets above this many bytes are streamed, or read from their
+            files again and again.
 
     Returns:
         A `Dataset`.
@@ -172,11 +191,11 @@ def load(name, data_dir=None, download=True, check=True, memory_limit=4 * 2**30)
         test = ArrayImages(*shapes.render(2000, seed=1))
         return Dataset("shapes", train, train, test, list(shapes.CLASS_NAMES))
     if name == "folder":
-        return _load_folder(data_dir, check)
+        return _load_folder(data_dir, check, memory_limit)
     return _load_tfds(name, data_dir, download, memory_limit)
 
 
-def _load_folder(root, check):
+def _load_folder(root, check, memory_limit):
     if not root:
         raise UsageError("--dataset=folder needs --data_dir, the folder of images.")
     if not os.path.isdir(root):
@@ -193,19 +212,31 @@ def _load_folder(root, check):
     else:
         train_paths, train_classes = _list_images(root)
         test_paths, test_classes = [], []
-    skipped = []
+    sizes = {}
     if check:
-        train_paths, train_classes, bad = _readable(train_paths, train_classes)
-        test_paths, test_classes, bad_test = _readable(test_paths, test_classes)
-        skipped = bad + bad_test
+        sizes = _sizes([*train_paths, *test_paths])
+        train_paths, train_classes = _readable(train_paths, train_classes, sizes)
+        test_paths, test_classes = _readable(test_paths, test_classes, sizes)
+    skipped = [path for path, size in sizes.items() if size is None]
+
+    def images(paths, labels=None):
+        encoded = EncodedImages(paths, labels)
+        size, *others = {sizes.get(path) for path in paths}
+        if others or not size or max(size) > _LARGEST_KEPT:
+            return encoded
+        if len(paths) * size[0] * size[1] * 3 > memory_limit:
+            return encoded
+        return _kept(encoded, size)
+
     if not train_paths:
         found = f" ({len(skipped)} files could not be decoded)" if skipped else ""
         raise UsageError(
             f"No readable image under {root}{found}; known are {', '.join(SUFFIXES)}."
         )
     class_names = sorted(set(train_classes))
-    dataset = Dataset(f"folder {root}", EncodedImages(train_paths), skipped=skipped)
+    dataset = Dataset(f"folder {root}", None, skipped=skipped)
     if len(class_names) < 2:
+        dataset.pretrain = images(train_paths)
         return dataset
     index = {class_name: i for i, class_name in enumerate(class_names)}
     if not test_paths:
@@ -218,11 +249,12 @@ def _load_folder(root, check):
         train_paths = [train_paths[i] for i in kept]
         train_classes = [train_classes[i] for i in kept]
     known = [(p, index[c]) for p, c in zip(test_paths, test_classes) if c in index]
+    labels = [index[class_name] for class_name in train_classes]
+    dataset.pretrain = images(train_paths, labels if known else None)
     if known:
         dataset.class_names = class_names
-        labels = [index[class_name] for class_name in train_classes]
-        dataset.train = dataset.pretrain = EncodedImages(train_paths, labels)
-        dataset.test = EncodedImages(*map(list, zip(*known)))
+        dataset.train = dataset.pretrain
+        dataset.test = images(*map(list, zip(*known)))
     return dataset
 
 
@@ -243,23 +275,33 @@ def _list_images(root):
     return paths, classes
 
 
-def _readable(paths, classes):
-    """The paths that decode, their classes, and the paths that do not."""
+def _sizes(paths):
+    """Height and width of each image, or None where it cannot be decoded."""
 
-    def decodes(path):
+    def size(path):
         try:
-            decode(tf.io.read_file(path))
+            return tuple(decode(tf.io.read_file(path)).shape[:2])
         except tf.errors.OpError:
-            return False
-        return True
+            return None
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        good = list(pool.map(decodes, paths))
-    return (
-        [path for path, ok in zip(paths, good) if ok],
-        [name for name, ok in zip(classes, good) if ok],
-        [path for path, ok in zip(paths, good) if not ok],
-    )
+        return dict(zip(paths, pool.map(size, paths)))
+
+
+def _readable(paths, classes, sizes):
+    """The paths that decode, and their classes."""
+    good = [sizes[path] is not None for path in paths]
+    return [list(itertools.compress(part, good)) for part in (paths, classes)]
+
+
+def _kept(encoded, size):
+    """Images of one size, decoded once and for all."""
+    pixels = np.empty([len(encoded), *size, 3], np.uint8)
+    places = tf.data.Dataset.range(len(encoded))
+    decoded = places.map(encoded.read, tf.data.AUTOTUNE)
+    for place, image in enumerate(decoded.as_numpy_iterator()):
+        pixels[place] = image
+    return ArrayImages(pixels, encoded.labels)
 
 
 def _load_tfds(name, data_dir, download, memory_limit):

@@ -30,7 +30,7 @@ def overview(dataset, image_size, model, backbone, steps, steps_per_epoch, batch
     classes = f", {len(dataset.class_names)} classes" if dataset.labelled else ""
     lines = {
         "data": f"{dataset.name}, {len(dataset.pretrain)} images of {image_size} "
-        f"pixels{classes}",
+        f"pixels{classes}, {dataset.pretrain.storage}",
         "model": f"{backbone}, {model.backbone.count_params():,} parameters, "
         f"{model.backbone.output_shape[-1]} features",
         "steps": f"{steps} of {batch_size} images, {steps_per_epoch} an epoch",

@@ -122,6 +122,28 @@ def test_a_folder_without_subfolders_has_no_labels(folder):
     assert not dataset.labelled and len(dataset.pretrain) == 10
 
 
+def test_small_images_of_one_size_are_kept_in_memory(tmp_path, random):
+    pixels = random.integers(0, 256, [4, 8, 10, 3]).astype(np.uint8)
+    for place, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / f"{place}.png")
+
+    def load(**options):
+        return data.load("folder", str(tmp_path), **options).pretrain
+
+    images = load()
+    np.testing.assert_array_equal(images.images, pixels)
+    assert images.storage == "in memory (0 MiB)"
+    for options in ({"check": False}, {"memory_limit": pixels.size - 1}):
+        assert load(**options).storage == "read from files"
+    Image.new("RGB", (10, 9)).save(tmp_path / "other.png")
+    assert not load().same_size
+
+
+def test_large_images_of_one_size_are_read_from_their_files(tmp_path):
+    Image.new("RGB", (129, 20)).save(tmp_path / "wide.png")
+    assert not data.load("folder", str(tmp_path)).pretrain.same_size
+
+
 def test_images_of_several_sizes_become_two_crops_fixed_by_the_step(folder):
     images = data.load("folder", str(folder)).pretrain
     batches = list(data.training_batches(images, 6, 0, 0, 4, size=16))

@@ -118,7 +118,7 @@ def test_the_table_says_what_is_trained_on_what():
     dataset = data.Dataset("drawn", drawn, drawn, drawn, ["a", "b"])
     table = progress.overview(dataset, 8, model, "dense", 30, 15, 2)
     assert table.split("\n") == [
-        "data       drawn, 4 images of 8 pixels, 2 classes",
+        "data       drawn, 4 images of 8 pixels, 2 classes, in memory (0 MiB)",
         "model      dense, 12 parameters, 3 features",
         "steps      30 of 2 images, 15 an epoch",
         "devices    1 CPU, 2 images each",
