@@ -154,7 +154,6 @@ def pretrain(
     total_steps = min(epochs * steps_per_epoch, max_steps or math.inf)
     prepare_workdir(workdir)
 
-    one_device = strategy.num_replicas_in_sync == 1
     keras.utils.set_random_seed(seed)
     with strategy.scope(), _dtype_policy(precision):
         seen_by_teacher, seen_by_student = _device_views(
@@ -189,16 +188,13 @@ def pretrain(
             shuffle_teacher=batch_norm == "shuffled",
             seed=seed,
         )
-        if jit_compile is None:
-            # On a CPU the step compiled by XLA is no faster, and compiling takes
-            # longer; on several devices it fails (it cannot reach the other devices'
-            # variables).
-            jit_compile = one_device and bool(tf.config.list_physical_devices("GPU"))
         peak = learning_rate * batch_size / 256
         warmup_steps = min(round(warmup_epochs * steps_per_epoch), total_steps - 1)
         model.compile(
             SGD(warmup_cosine(peak, total_steps, warmup_steps), l2=weight_decay),
-            jit_compile=jit_compile,
+            jit_compile=_worth_compiling(strategy)
+            if jit_compile is None
+            else jit_compile,
             steps_per_execution=steps_per_execution,
         )
         model.optimizer.build(model.trainable_variables)
@@ -208,13 +204,7 @@ def pretrain(
         )
 
     folder = os.path.join(workdir, "checkpoints")
-    first_step = checkpoints.restore(model, folder)
-    steps = distribution.agree(strategy, first_step)
-    if len(steps) > 1:
-        raise UsageError(
-            f"The workers would go on from different steps, {steps}; --workdir must be "
-            "one folder that all of them see."
-        )
+    first_step = _restore(model, folder, strategy)
     progress(
         overview(
             dataset,
@@ -231,6 +221,7 @@ def pretrain(
     segments = _segments(first_step, total_steps, steps_per_epoch)
     _check_executions(segments, steps_per_epoch, steps_per_execution)
     # Several devices fetch ahead of the steps, and would wait without harm.
+    one_device = strategy.num_replicas_in_sync == 1
     waiting = Waiting() if one_device and Waiting.possible() else None
     callbacks = [StopOnNaN(), Throughput(batch_size, waiting)]
     if first_step % steps_per_epoch:
@@ -335,6 +326,28 @@ def _check_sizes(images, batch_size, queue_size, crops, epochs, strategy):
         raise UsageError(
             f"The queue of {queue_size} is smaller than the batch of {batch_size}."
         )
+
+
+def _worth_compiling(strategy):
+    """Whether XLA helps the step.
+
+    On a CPU it is no faster, and compiling takes longer; on several devices it fails
+    (it cannot reach the other devices' variables).
+    """
+    one_device = strategy.num_replicas_in_sync == 1
+    return one_device and bool(tf.config.list_physical_devices("GPU"))
+
+
+def _restore(model, folder, strategy):
+    """Step to go on from: that of the newest checkpoint, the same on all workers."""
+    step = checkpoints.restore(model, folder)
+    steps = distribution.agree(strategy, step)
+    if len(steps) > 1:
+        raise UsageError(
+            f"The workers would go on from different steps, {steps}; --workdir must be "
+            "one folder that all of them see."
+        )
+    return step
 
 
 def _looks_at(encoder, dataset, workdir, picture, every, last_epoch, progress):
