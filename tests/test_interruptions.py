@@ -21,6 +21,8 @@ def press(*_, **__):
 @pytest.fixture
 def run(monkeypatch, tmp_path, capsys):
     """Runs train.py for four steps; returns its output and exit status."""
+    # Python leaves the signal ignored where it was started so, as in the background.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     values = flags.FLAGS
     before = values.flag_values_dict()
     values(
@@ -52,6 +54,7 @@ def run(monkeypatch, tmp_path, capsys):
         return capsys.readouterr().out, status
 
     yield run
+    signal.signal(signal.SIGINT, handler)
     for name, value in before.items():
         values[name].value = value
 
