@@ -7,11 +7,7 @@ the most memory that it takes beside the features: far below the 2,000 MB of a [
 features] matrix of float32.
 """
 
-import os
 import time
-
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
 from absl import app, flags

@@ -8,13 +8,6 @@ activations as a GPU does, but its convolutions have other scratch memory, so le
 tenth or two.
 """
 
-import os
-import subprocess
-import sys
-
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
 from absl import app, flags
 
 FLAGS = flags.FLAGS
@@ -83,11 +76,9 @@ def main(argv):
 
     rows = {}
     for batch_size in map(int, FLAGS.batch_sizes):
-        command = [sys.executable, "-m", "benchmarks.memory", "--one"]
-        command += [f"--batch_sizes={batch_size}"]
-        command += [f"--{name}={value}" for name, value in options.items()]
-        output = subprocess.run(command, capture_output=True, text=True, check=True)
-        rows[batch_size] = list(map(float, output.stdout.split()[-3:]))
+        rows[batch_size] = record.in_a_process(
+            "memory", batch_sizes=batch_size, **options
+        )
     (small, (variables, _, least)), (large, (_, _, most)) = rows.items()
     per_image = (most - least) / (large - small)
     fixed = variables + least - per_image * small

@@ -8,13 +8,7 @@ An enqueue writes the same rows at every size; the ratio to the smallest size sa
 whether it does.
 """
 
-import os
-import subprocess
-import sys
 import time
-
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from absl import app, flags
 
@@ -81,11 +75,10 @@ def main(argv):
     rows = []
     print("   rows  queue MB  enqueue ms  (ratio)   step ms  step MB  [batch, rows] MB")
     for size in map(int, FLAGS.sizes):
-        command = [sys.executable, "-m", "benchmarks.queue", "--one", f"--sizes={size}"]
-        command += [f"--{name}={FLAGS[name].value}" for name in ("dim", "batch_size")]
-        command += [f"--repeats={FLAGS.repeats}"]
-        output = subprocess.run(command, capture_output=True, text=True, check=True)
-        enqueue_ms, step_ms, step_mb = map(float, output.stdout.split()[-3:])
+        options = {name: FLAGS[name].value for name in ("dim", "batch_size", "repeats")}
+        enqueue_ms, step_ms, step_mb = record.in_a_process(
+            "queue", sizes=size, **options
+        )
         queue_mb = size * FLAGS.dim * 4 / 2**20
         array_mb = size * FLAGS.batch_size * 4 / 2**20
         rows.append(dict(size=size, enqueue_ms=enqueue_ms, step_ms=step_ms))

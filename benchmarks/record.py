@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import subprocess
 import sys
 import threading
 import time
@@ -38,6 +39,22 @@ def append(name, figures, path=RESULTS):
     with open(path, "a") as file:
         file.write(json.dumps(line) + "\n")
     print(f"Written to {path}.", file=sys.stderr)
+
+
+def in_a_process(benchmark, **options):
+    """Runs a benchmark with `--one`, in a process of its own.
+
+    Args:
+        benchmark: its name.
+        **options: its flags.
+
+    Returns:
+        List of the numbers in the last line that it prints.
+    """
+    command = [sys.executable, "-m", f"benchmarks.{benchmark}", "--one"]
+    command += [f"--{name}={value}" for name, value in options.items()]
+    output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return list(map(float, output.stdout.splitlines()[-1].split()))
 
 
 def machine():

@@ -8,14 +8,8 @@ that on one device is the overhead of distribution (gathering, reducing, small
 batches). Each number runs in a process of its own, and all again in each round.
 """
 
-import os
 import statistics
-import subprocess
-import sys
 import time
-
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from absl import app, flags
 
@@ -85,11 +79,7 @@ def main(argv):
     seconds = {int(count): [] for count in FLAGS.devices}
     for _ in range(FLAGS.rounds):
         for count, measured in seconds.items():
-            command = [sys.executable, "-m", "benchmarks.scaling", "--one"]
-            command += [f"--devices={count}"]
-            command += [f"--{name}={value}" for name, value in options.items()]
-            output = subprocess.run(command, capture_output=True, text=True, check=True)
-            measured.append(float(output.stdout.split()[-1]))
+            measured += record.in_a_process("scaling", devices=count, **options)
     first = seconds[min(seconds)]
     ratios = {
         count: statistics.median(one / base for one, base in zip(measured, first))

@@ -10,12 +10,8 @@ their ratio means something on a machine that others use, too; a table says wher
 rest goes.
 """
 
-import os
 import statistics
 import time
-
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import numpy as np

@@ -17,10 +17,6 @@ import os
 import random
 import time
 
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-
 import numpy as np
 from absl import app, flags
 from PIL import Image, ImageEnhance, ImageFilter

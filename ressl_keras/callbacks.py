@@ -10,6 +10,19 @@ import numpy as np
 from ressl_keras import evaluation, probes, signals
 from ressl_keras.errors import UsageError
 
+METRICS_FILE = "metrics.csv"
+
+
+def is_due(epoch, every, last_epoch):
+    """Whether the end of an epoch, counted from 0, is one to look at the encoder.
+
+    Args:
+        epoch: number of the epoch, from 0.
+        every: epochs between two looks; 0 looks after the last alone.
+        last_epoch: number of the last epoch, from 1.
+    """
+    return epoch + 1 == last_epoch or (every > 0 and (epoch + 1) % every == 0)
+
 
 class Throughput(keras.callbacks.Callback):
     """Adds `images_per_second`, and the share of the time spent `waiting` for data.
@@ -162,7 +175,7 @@ class KNNMonitor(keras.callbacks.Callback):
         return probes.knn(*train, *test)["top1"]
 
     def on_epoch_end(self, epoch, logs=None):
-        if (epoch + 1) % self.every == 0 or epoch + 1 == self.last_epoch:
+        if is_due(epoch, self.every, self.last_epoch):
             logs["knn_top1"] = self.measure()
 
 

@@ -18,7 +18,7 @@ import sys
 
 from matplotlib.figure import Figure
 
-from ressl_keras.callbacks import MetricsTable
+from ressl_keras.callbacks import METRICS_FILE, MetricsTable
 from ressl_keras.errors import UsageError
 
 COMMAND_FILE = "finished.txt"
@@ -114,7 +114,7 @@ def read_run(folder, recipe, seed):
     Returns:
         A `Run`.
     """
-    rows = MetricsTable.read(os.path.join(folder, "metrics.csv"))
+    rows = MetricsTable.read(os.path.join(folder, METRICS_FILE))
     curve = [
         (int(row["step"]), float(row["knn_top1"])) for row in rows if row["knn_top1"]
     ]

@@ -10,6 +10,7 @@ from PIL import Image
 from tensorboard.plugins import projector
 
 from ressl_keras import data, evaluation, labelled, pictures, views
+from ressl_keras.callbacks import is_due
 
 _THUMBNAIL = 32  # side in pixels
 
@@ -56,8 +57,7 @@ class Dashboard(keras.callbacks.Callback):
                 tf.summary.image("views", picture[np.newaxis])
 
     def on_epoch_end(self, epoch, logs=None):
-        due = self.every and (epoch + 1) % self.every == 0
-        if not due and epoch + 1 != self.last_epoch:
+        if not is_due(epoch, self.every, self.last_epoch):
             return
         with self._writer.as_default(step=epoch):
             for name, values in self._similarities().items():

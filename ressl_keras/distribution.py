@@ -118,7 +118,6 @@ def fit(
     epochs,
     steps_per_epoch,
     callbacks,
-    verbose,
 ):
     """`model.fit` for the needs of a run, also on several machines.
 
@@ -136,7 +135,6 @@ def fit(
         steps_per_epoch: steps of an epoch.
         callbacks: list of Keras callbacks; on workers other than the chief none that
             writes.
-        verbose: as in `keras.Model.fit`.
     """
     if not several_workers(strategy):
         model.fit(
@@ -146,7 +144,7 @@ def fit(
             steps_per_epoch=steps_per_epoch,
             shuffle=False,  # the batches come in their order
             callbacks=callbacks,
-            verbose=verbose,
+            verbose=0,
         )
         return
 
@@ -165,9 +163,7 @@ def fit(
     iterator = iter(strategy.distribute_datasets_from_function(share))
     listeners = keras.callbacks.CallbackList(
         callbacks,
-        add_progbar=verbose != 0,
         model=model,
-        verbose=verbose,
         epochs=epochs,
         steps=steps_per_epoch,
     )

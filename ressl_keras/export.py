@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from ressl_keras import checkpoints, data, encoders
 from ressl_keras.backbones import build_networks
-from ressl_keras.callbacks import MetricsTable
+from ressl_keras.callbacks import METRICS_FILE, MetricsTable
 from ressl_keras.errors import UsageError
 from ressl_keras.model import ReSSL
 from ressl_keras.optimizers import SGD, warmup_cosine
@@ -334,7 +334,7 @@ def export_run(
         raise UsageError(f"{workdir} has no checkpoint to export.")
     progress(f"{network} of step {step}, from {folder}.")
     backbone, projector = getattr(model, network).layers[-2:]
-    knn_top1 = MetricsTable.last(os.path.join(workdir, "metrics.csv"), "knn_top1")
+    knn_top1 = MetricsTable.last(os.path.join(workdir, METRICS_FILE), "knn_top1")
     # The neighbours were those of the student's backbone.
     judged = network == "student" and not with_projector
     description = {

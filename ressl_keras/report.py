@@ -17,7 +17,7 @@ from sklearn.metrics import confusion_matrix
 from threadpoolctl import threadpool_limits
 
 from ressl_keras import data, encoders, figures, neighbours, pictures, signals
-from ressl_keras.callbacks import MetricsTable
+from ressl_keras.callbacks import METRICS_FILE, MetricsTable
 from ressl_keras.labelled import Selection
 
 REPORT_FILE = "report.html"
@@ -250,7 +250,7 @@ def _results(results):
 
 def _curves(run, flags):
     """The columns of metrics.csv as figures in groups."""
-    rows = MetricsTable.read(os.path.join(run, "metrics.csv")) if run else []
+    rows = MetricsTable.read(os.path.join(run, METRICS_FILE)) if run else []
     columns = {}
     for row in rows:
         for name, value in row.items():

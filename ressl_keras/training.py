@@ -21,6 +21,7 @@ from ressl_keras import (
 )
 from ressl_keras.backbones import build_networks
 from ressl_keras.callbacks import (
+    METRICS_FILE,
     ContinuedEpoch,
     KNNMonitor,
     MetricsTable,
@@ -35,7 +36,6 @@ from ressl_keras.model import ReSSL
 from ressl_keras.optimizers import SGD, warmup_cosine
 from ressl_keras.progress import Progress, overview
 
-METRICS_FILE = "metrics.csv"
 TENSORBOARD_FOLDER = "tensorboard"
 
 
@@ -282,7 +282,6 @@ def pretrain(
             epochs=epoch + (last - first) // steps,
             steps_per_epoch=steps,
             callbacks=callbacks,
-            verbose=0,  # Progress tells more, in less space
         )
     if not chief:
         return os.path.join(workdir, encoders.ENCODER_FILE)
