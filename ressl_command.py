@@ -70,6 +70,8 @@ def parse(argv, groups, takes_more=False):
         absl_logging.set_verbosity(absl_logging.WARNING)  # TFDS: every file it opens
         # It advises against tracing a function for each encoder, as one must.
         logging.getLogger("tensorflow").setLevel(logging.ERROR)
+        # It warns of every new attempt at a download.
+        logging.getLogger("urllib3").setLevel(logging.ERROR)
     return argv[end + 1 :]
 
 

@@ -318,7 +318,7 @@ def _load_tfds(name, data_dir, download, memory_limit):
                 f"Data set {name} is not under {builder.data_path.parent.parent} and "
                 "--nodownload forbids fetching it."
             )
-        builder.download_and_prepare()
+        _download(builder)
     if "image" not in (builder.info.features or {}):
         raise UsageError(f"Data set {name} has no images.")
     splits = builder.info.splits
@@ -340,6 +340,28 @@ def _load_tfds(name, data_dir, download, memory_limit):
                 dataset.class_names = list(builder.info.features["label"].names)
                 break
     return dataset
+
+
+def _download(builder):
+    """Fetches and prepares a data set.
+
+    Raises:
+        UsageError: if it cannot be fetched, naming the address and where a prepared
+            copy would be looked for.
+    """
+    import tensorflow_datasets as tfds
+
+    print(f"Downloading data set {builder.name} to {builder.data_path}.", flush=True)
+    try:
+        builder.download_and_prepare()
+    except (OSError, tfds.download.DownloadError) as error:
+        request = getattr(error, "request", None)
+        source = f" from {request.url}" if request is not None else ""
+        raise UsageError(
+            f"Data set {builder.name} could not be downloaded{source} "
+            f"({type(error).__name__}). A prepared copy would be looked for in "
+            f"{builder.data_path}; --data_dir names another folder."
+        ) from error
 
 
 def _tfds_images(builder, split, memory_limit):

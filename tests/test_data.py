@@ -302,3 +302,20 @@ def test_colour_alone_does_not_separate_the_shapes():
     ]
     classifier = KNeighborsClassifier(20).fit(features[0], train_labels)
     assert classifier.score(features[1], test_labels) < 0.3
+
+
+def test_a_download_that_fails_names_the_address_and_the_place(tmp_path, monkeypatch):
+    import requests
+    import tensorflow_datasets as tfds
+
+    def fail(*_, **__):
+        request = requests.Request("GET", "https://example.org/cifar.tar.gz").prepare()
+        raise requests.exceptions.ConnectionError("no route", request=request)
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", fail)
+    with pytest.raises(UsageError) as refused:
+        data.load("cifar10", str(tmp_path))
+    message = str(refused.value)
+    assert "could not be downloaded from https://example.org/cifar.tar.gz" in message
+    assert f"would be looked for in {tmp_path}/cifar10/" in message
+    assert "\n" not in message
