@@ -13,7 +13,7 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks import record
-from ressl_keras import probes
+from ressl_keras.evaluation.knn import knn_accuracy
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("features", 50_000, "Rows that vote.")
@@ -38,13 +38,13 @@ def main(argv):
     from sklearn.neighbors import NearestNeighbors
 
     train, test = rows(FLAGS.features, 0), rows(FLAGS.queries, 1)
-    probes.knn(*rows(1000, 2), *rows(1000, 3))  # traced and warm
+    knn_accuracy(*rows(1000, 2), *rows(1000, 3))  # traced and warm
     memory = record.Memory()
     memory.start()
     ours, theirs = [], []
     for turn in range(FLAGS.rounds):
         start = time.perf_counter()
-        accuracy = probes.knn(*train, *test)
+        accuracy = knn_accuracy(*train, *test)
         ours.append(time.perf_counter() - start)
         if turn == 0:
             megabytes = memory.most - memory.least

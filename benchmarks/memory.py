@@ -34,16 +34,15 @@ def measure(
     import tensorflow as tf
 
     from benchmarks.record import Memory
-    from ressl_keras import SGD, ReSSL, views
-    from ressl_keras.backbones import build_networks
+    from ressl_keras import SGD, ReSSL, build_backbone, build_projector, views
 
     keras.config.set_dtype_policy(precision)
     tf.zeros([])  # TensorFlow itself has started
     started = Memory.now()
+    network = build_backbone(backbone, (size, size, 3))
     model = ReSSL(
-        **build_networks(
-            backbone, size, hidden_dim=hidden_dim, embedding_dim=embedding_dim
-        ),
+        network,
+        build_projector(network.output_shape[-1], hidden_dim, embedding_dim),
         teacher_view=views.weak_view(size),
         student_view=views.strong_view(size),
         queue_size=queue_size,

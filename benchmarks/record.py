@@ -10,7 +10,7 @@ import time
 
 import tensorflow as tf
 
-from ressl_keras import encoders
+from ressl_keras.encoders.encoder import commit
 
 RESULTS = "benchmarks/results.jsonl"
 
@@ -32,7 +32,7 @@ def append(name, figures, path=RESULTS):
         "python": platform.python_version(),
         "tensorflow": tf.__version__,
         "keras": keras.__version__,
-        "commit": encoders.commit(),
+        "commit": commit(),
         "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS"),
         **figures,
     }

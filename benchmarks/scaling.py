@@ -28,18 +28,19 @@ SIZE = 32
 
 def measure(devices, backbone, width, batch_size, steps):
     """Prints seconds of a step, images from the pipeline on to the optimizer."""
-    from ressl_keras import distribution
+    from ressl_keras.training import distribution
 
     strategy = distribution.make_strategy("auto", devices)
     import keras
     import numpy as np
 
-    from ressl_keras import SGD, ReSSL, data, views
-    from ressl_keras.backbones import build_networks
+    from ressl_keras import SGD, ReSSL, build_backbone, views
+    from ressl_keras.data.images import ArrayImages
+    from ressl_keras.data.pipeline import training_batches
 
     with strategy.scope():
         model = ReSSL(
-            **build_networks(backbone, SIZE, width),
+            build_backbone(backbone, (SIZE, SIZE, 3), width),
             teacher_view=views.weak_view(SIZE),
             student_view=views.strong_view(SIZE),
         )
@@ -51,9 +52,9 @@ def measure(devices, backbone, width, batch_size, steps):
     )
     shape = [8 * batch_size, SIZE, SIZE, 3]
     pixels = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
-    images = data.ArrayImages(pixels)
+    images = ArrayImages(pixels)
     model.fit(
-        data.training_batches(images, batch_size, 0, 0, steps + 2),
+        training_batches(images, batch_size, 0, 0, steps + 2),
         steps_per_epoch=steps + 2,
         shuffle=False,
         callbacks=[clock],

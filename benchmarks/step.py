@@ -19,8 +19,9 @@ import tensorflow as tf
 from absl import app, flags
 
 from benchmarks import record
-from ressl_keras import SGD, ReSSL, data, views
-from ressl_keras.backbones import build_networks
+from ressl_keras import SGD, ReSSL, build_backbone, build_projector, views
+from ressl_keras.data.images import ArrayImages
+from ressl_keras.data.pipeline import training_batches
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("backbone", "resnet18_small", "Name of the backbone.")
@@ -52,18 +53,15 @@ class Clock(keras.callbacks.Callback):
 
 
 def networks():
-    return build_networks(
-        FLAGS.backbone,
-        FLAGS.size,
-        FLAGS.width,
-        FLAGS.hidden_dim,
-        FLAGS.embedding_dim,
-    )
+    """A backbone and its projector."""
+    backbone = build_backbone(FLAGS.backbone, (FLAGS.size, FLAGS.size, 3), FLAGS.width)
+    features = backbone.output_shape[-1]
+    return backbone, build_projector(features, FLAGS.hidden_dim, FLAGS.embedding_dim)
 
 
 def build_model():
     model = ReSSL(
-        **networks(),
+        *networks(),
         teacher_view=views.weak_view(FLAGS.size),
         student_view=views.strong_view(FLAGS.size),
         queue_size=FLAGS.queue_size,
@@ -79,10 +77,7 @@ def build_model():
 
 def build_floor():
     """A function of one supervised step and a second network's forward pass."""
-    student, teacher = (
-        keras.Sequential([parts["backbone"], parts["projector"]])
-        for parts in (networks(), networks())
-    )
+    student, teacher = (keras.Sequential(networks()) for _ in range(2))
     optimizer = SGD(0.01, l2=5e-4)
     optimizer.build(student.trainable_variables)
     shape = [FLAGS.batch_size, FLAGS.size, FLAGS.size, 3]
@@ -118,13 +113,13 @@ def parts_of_the_step(model, images):
     compiled = tf.function(jit_compile=FLAGS.jit_compile)
 
     def views_of_both():
-        return model._views(batch)
+        return model.views(batch, model.step.value)
 
     def relation_loss_and_gradient():
         with tf.GradientTape() as tape:
             tape.watch(embeddings)
-            target = model._relate(embeddings, model.queue.features, 0.04)
-            relation = model._relate(embeddings, model.queue.features, 0.1)
+            target = model._relation(embeddings, model.queue.features, 0.04)
+            relation = model._relation(embeddings, model.queue.features, 0.1)
             loss = tf.reduce_mean(
                 model.objective(relation, target, tf.ones([len(batch)]), 0)
             )
@@ -150,13 +145,13 @@ def main(argv):
     count = FLAGS.batch_size * 8
     shape = [count, FLAGS.size, FLAGS.size, 3]
     pixels = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
-    images = data.ArrayImages(pixels)
+    images = ArrayImages(pixels)
     clock = Clock()
     executions = FLAGS.steps + 1  # between their ends lie `steps`
 
     def fit():
         steps = executions * FLAGS.steps_per_execution
-        batches = data.training_batches(images, FLAGS.batch_size, 0, 0, steps)
+        batches = training_batches(images, FLAGS.batch_size, 0, 0, steps)
         model.fit(
             batches,
             steps_per_epoch=steps,
@@ -170,7 +165,7 @@ def main(argv):
     rounds = [(timed(floor, FLAGS.steps), fit()) for _ in range(FLAGS.rounds)]
     floors, steps = zip(*rounds)
     ratios = [step / floor for floor, step in rounds]
-    batches = data.training_batches(images, FLAGS.batch_size, 0, 0, 8)
+    batches = training_batches(images, FLAGS.batch_size, 0, 0, 8)
     parts = {}
     for name, function in parts_of_the_step(model, batches).items():
         timed(function, 1)

@@ -147,12 +147,14 @@ def large_sides(batch_size):
     """The same from JPEG files to 224 pixels."""
     import tensorflow as tf
 
-    from ressl_keras import data, views
+    from ressl_keras import views
+    from ressl_keras.data.images import EncodedImages
+    from ressl_keras.data.pipeline import training_batches
 
     files, steps = drawn_jpegs(32), 512 // batch_size
     pillow = PillowViews(224)
-    images = data.EncodedImages(files * (512 // 32), in_memory=True)
-    batches = data.training_batches(images, batch_size, 0, 0, steps, size=224)
+    images = EncodedImages(files * (512 // 32), in_memory=True)
+    batches = training_batches(images, batch_size, 0, 0, steps, size=224)
     weak, strong = views.View([]), views.View(views.photometric_operations())
 
     @tf.function

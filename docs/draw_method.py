@@ -14,7 +14,8 @@ from matplotlib.patches import FancyArrowPatch
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ressl_keras import shapes, views  # noqa: E402
+from ressl_keras import strong_view, weak_view  # noqa: E402
+from ressl_keras.data import shapes  # noqa: E402
 
 TEACHER, STUDENT = "#3b76c4", "#c9622c"
 
@@ -23,8 +24,8 @@ def main(path):
     images, _ = shapes.render(40, seed=3, size=64)
     image, queue = images[:1], images[1:9]
     seen = {
-        "teacher": view(views.weak_view(64, (0.5, 1.0)), image, 1),
-        "student": view(views.strong_view(64, (0.5, 1.0)), image, 4),
+        "teacher": view(weak_view(64, (0.5, 1.0)), image, 1),
+        "student": view(strong_view(64, (0.5, 1.0)), image, 4),
     }
     figure = Figure(figsize=(9, 4.2), dpi=150)
     show(figure, (0.01, 0.36, 0.13, 0.28), image[0], "an image", "black")

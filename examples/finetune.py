@@ -4,9 +4,9 @@ import sys
 
 import keras
 
-from ressl_keras import data  # for the images only; any arrays will do
+from ressl_keras import load_dataset  # for the images only; any arrays will do
 
-dataset = data.load("shapes")
+dataset = load_dataset("shapes")
 encoder = keras.models.load_model(sys.argv[1])
 classifier = keras.Sequential(
     [encoder, keras.layers.Dense(len(dataset.class_names), name="head")]

@@ -1,34 +1,76 @@
-"""Self-supervised pretraining for Keras 3 and TensorFlow with ReSSL."""
+"""Self-supervised pretraining for Keras 3 and TensorFlow with ReSSL.
 
-import keras as _keras
+The names below are imported when they are first used, so that a command can answer
+`--help` without TensorFlow.
+"""
 
-if _keras.backend.backend() != "tensorflow":
-    raise ImportError(
-        "ressl_keras runs on Keras' TensorFlow backend, but Keras uses "
-        f"'{_keras.backend.backend()}'. Set KERAS_BACKEND=tensorflow."
-    )
+import importlib
+import importlib.util
+import os
+import sys
 
-from ressl_keras import backbones, losses, objectives, views
-from ressl_keras.backbones import build_backbone, build_projector
-from ressl_keras.encoders import encode, load_encoder
-from ressl_keras.errors import UsageError
-from ressl_keras.model import ReSSL
-from ressl_keras.optimizers import SGD, warmup_cosine
-from ressl_keras.queue import FeatureQueue
+from ressl_keras.version import __version__
 
-__version__ = "0.1.0"
-__all__ = [
-    "SGD",
-    "FeatureQueue",
-    "ReSSL",
-    "UsageError",
-    "backbones",
-    "build_backbone",
-    "build_projector",
-    "encode",
-    "load_encoder",
-    "losses",
-    "objectives",
-    "views",
-    "warmup_cosine",
-]
+# Public name: the module that defines it.
+_MODULES = {
+    "Config": "config",
+    "FeatureQueue": "method.queue",
+    "InfoNCE": "method.objectives",
+    "ReSSL": "method.ressl",
+    "Relation": "method.objectives",
+    "SGD": "method.optimizers",
+    "UsageError": "errors",
+    "View": "augmentation.layers",
+    "WarmUp": "method.objectives",
+    "build_backbone": "method.networks",
+    "build_projector": "method.networks",
+    "encode": "encoders.embed",
+    "evaluate": "evaluation.protocols",
+    "export_encoder": "training.exporting",
+    "load_dataset": "data.datasets",
+    "load_encoder": "encoders.encoder",
+    "losses": "method.losses",
+    "pretrain": "training.pretrain",
+    "strong_view": "augmentation.views",
+    "views": "augmentation.views",
+    "warmup_cosine": "method.optimizers",
+    "weak_view": "augmentation.views",
+}
+# Names that stand for a module itself.
+_WHOLE = ("losses", "views")
+
+__all__ = ["__version__", *sorted(_MODULES)]
+
+
+def _require_tensorflow():
+    """Checks that Keras runs on TensorFlow, without importing either."""
+    if "tensorflow" not in sys.modules and not importlib.util.find_spec("tensorflow"):
+        raise ImportError(
+            "ressl_keras needs TensorFlow: pip install 'ressl-keras[cpu]', or "
+            "'ressl-keras[gpu]' with a GPU."
+        )
+    if "keras" in sys.modules:
+        backend = sys.modules["keras"].backend.backend()
+    else:
+        backend = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    if backend != "tensorflow":
+        raise ImportError(
+            "ressl_keras runs on Keras' TensorFlow backend, but Keras uses "
+            f"'{backend}'. Set KERAS_BACKEND=tensorflow."
+        )
+
+
+_require_tensorflow()
+
+
+def __getattr__(name):
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"{__name__}.{_MODULES[name]}")
+    value = module if name in _WHOLE else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})

@@ -4,17 +4,26 @@ import difflib
 
 
 class UsageError(ValueError):
-    """A request that cannot be met, said in one line for the person who made it.
+    """A mistake that the user can correct, reported in one line.
 
-    The scripts print its message without a traceback and exit with status 1.
-    Any other exception is a defect and keeps its traceback.
+    The commands print its message without a traceback and exit with status 1. Any
+    other exception is a defect and keeps its traceback.
     """
 
 
-def near(name, names):
-    """A hint at the known names most like an unknown one, case aside."""
+def closest(name, names, count=3):
+    """A hint at the known names most like an unknown one, ignoring case.
+
+    Args:
+        name: the unknown name.
+        names: the known names; of several alike, earlier ones come first.
+        count: names to hint at.
+
+    Returns:
+        A sentence.
+    """
     known = {candidate.lower(): candidate for candidate in names}
-    matches = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
+    matches = difflib.get_close_matches(name.lower(), known, n=count, cutoff=0.5)
     if not matches:
         return f"Known are {', '.join(sorted(names)[:40])}."
     return f"Did you mean {' or '.join(known[match] for match in matches)}?"

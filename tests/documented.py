@@ -1,4 +1,4 @@
-"""Program of test_documents: evaluate.py's commands, one after the other.
+"""Program of test_documents: evaluations, one after the other.
 
   python tests/documented.py < COMMANDS, a JSON list of lists of flags
 
@@ -11,9 +11,9 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-import evaluate
+from options import parse
+
+from ressl_keras.commands.evaluate import EvaluateOptions, evaluate
 
 for flags in json.load(sys.stdin):
-    evaluate.FLAGS.unparse_flags()
-    evaluate.FLAGS(["evaluate.py", *flags])
-    evaluate.main([])
+    evaluate(parse(EvaluateOptions, *flags))

@@ -20,14 +20,19 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import tensorflow as tf
 import tiny
 
-from ressl_keras import backbones, callbacks, checkpoints, data, shapes, training
+from ressl_keras.config import Config
+from ressl_keras.data import shapes
+from ressl_keras.data.datasets import Dataset
+from ressl_keras.data.images import ArrayImages
+from ressl_keras.training import build, callbacks, checkpoints
+from ressl_keras.training.pretrain import pretrain
 
 STEPS_AFTER_WHICH_TO_KILL = 11
 
 
 def run(folder, epochs, report=None, die_while_writing=False):
     tf.config.experimental.enable_op_determinism()
-    backbones.build_backbone = tiny.build_backbone
+    build.build_backbone = tiny.build_backbone
     if report is not None:
         begin = callbacks.Throughput.on_train_batch_begin
 
@@ -44,19 +49,21 @@ def run(folder, epochs, report=None, die_while_writing=False):
             os.kill(os.getpid(), signal.SIGKILL)
 
         checkpoints._checksum = half_written
-    images = data.ArrayImages(*shapes.render(80, 0, size=8))
-    training.pretrain(
-        data.Dataset("shapes", images),
+    images = ArrayImages(*shapes.render(80, 0, size=8))
+    pretrain(
+        Dataset("shapes", images),
         folder,
-        hidden_dim=16,
-        embedding_dim=8,
-        queue_size=20,
-        epochs=epochs,
-        warmup_epochs=1,
-        batch_size=16,
-        checkpoint_every=3,
-        knn_every=0,
-        verbose=0,
+        Config(
+            hidden_dim=16,
+            embedding_dim=8,
+            queue_size=20,
+            epochs=epochs,
+            warmup_epochs=1,
+            batch_size=16,
+            checkpoint_every=3,
+            knn_every=0,
+        ),
+        verbose=False,
     )
 
 

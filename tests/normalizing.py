@@ -16,7 +16,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from ressl_keras import SGD, ReSSL, distribution
+from ressl_keras import SGD, ReSSL
+from ressl_keras.training import distribution
 
 
 def network(synchronized):
@@ -48,12 +49,12 @@ def main(images_path, results_path):
         def step(images, model=model):
             # The student's pass is the plain one of its replica.
             return strategy.run(
-                lambda x: (model._embed_crops([x])[0], model._embed_teacher(x)),
+                lambda x: (model._embed_student([x])[0], model._embed_teacher(x)),
                 args=(images,),
             )
 
         for number in range(2):
-            model.optimizer.iterations.assign(number)
+            model.step.assign(number)
             for name, rows in zip(("student", "teacher"), step(images)):
                 rows = strategy.experimental_local_results(rows)
                 results[f"{mode}_{name}_{number}"] = np.concatenate(rows)

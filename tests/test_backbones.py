@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ressl_keras import UsageError, backbones, build_backbone, build_projector
+from ressl_keras import UsageError, build_backbone, build_projector
+from ressl_keras.method import networks
 
 
 @pytest.mark.parametrize(
@@ -138,6 +139,6 @@ def test_the_projector_has_two_layers():
 
 
 def test_every_listed_name_is_known():
-    names = backbones.backbone_names()
+    names = networks.backbone_names()
     assert {"resnet18_small", "resnet50", "EfficientNetB0"} <= set(names)
     assert names == sorted(names)

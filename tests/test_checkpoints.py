@@ -12,17 +12,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ressl_keras import (
-    SGD,
-    ReSSL,
-    UsageError,
-    build_projector,
-    checkpoints,
-    data,
-    shapes,
-    training,
-)
-from ressl_keras.callbacks import MetricsTable, Throughput
+from ressl_keras import SGD, ReSSL, UsageError, build_projector
+from ressl_keras.config import Config
+from ressl_keras.data import shapes
+from ressl_keras.data.datasets import Dataset
+from ressl_keras.data.images import ArrayImages
+from ressl_keras.run_folder import RunFolder
+from ressl_keras.training import checkpoints
+from ressl_keras.training.callbacks import Throughput
+from ressl_keras.training.pretrain import pretrain
 
 
 def test_the_last_few_are_kept(tmp_path, model):
@@ -32,6 +30,7 @@ def test_the_last_few_are_kept(tmp_path, model):
 
 
 def test_a_damaged_checkpoint_is_passed_over_with_a_message(tmp_path, model, capsys):
+    model.step.assign(1)
     checkpoints.save(model, tmp_path, 1)
     expected = [variable.numpy() for variable in model.variables]
     model.queue.enqueue(tf.ones([3, 4]) / 2)
@@ -41,13 +40,47 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_message(tmp_path, model, cap
         file.write(b"damage")
     assert checkpoints.restore(model, tmp_path) == 1
     assert f"{newest} is damaged" in capsys.readouterr().out
+    assert [path.name[:14] for path in sorted(tmp_path.iterdir())] == [
+        "damaged-step-0",
+        "step-000000001",
+    ]
     for variable, value in zip(model.variables, expected):
         np.testing.assert_array_equal(variable.numpy(), value)
 
 
+def test_a_new_checkpoint_outlives_damaged_ones_of_later_steps(tmp_path, model):
+    for step in (8, 9):
+        path = checkpoints.save(model, tmp_path, step)
+        with open(path, "r+b") as file:
+            file.truncate(1000)
+    assert checkpoints.restore(model, tmp_path) == 0
+    checkpoints.save(model, tmp_path, 1, keep=1)
+    assert checkpoints.restore(model, tmp_path) == 1
+
+
+class Burst(keras.callbacks.Callback):
+    """Ruins the weights after some steps, as too high a learning rate does."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch == 3:
+            weights = self.model.student.get_weights()
+            self.model.student.set_weights([np.full_like(w, np.nan) for w in weights])
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    """At the due step and at the end; the checkpoint before them stays."""
+    for every in (2, 4):
+        folder = tmp_path / str(every)
+        with pytest.raises(UsageError, match=r"At step 4 .* not finite numbers"):
+            run(folder, callbacks=[Burst()], checkpoint_every=every, max_steps=4)
+        kept = [step for step, _, _ in checkpoints._found(folder / "checkpoints")]
+        assert kept == ([2] if every == 2 else [])
+        assert not (folder / "encoder.keras").exists()
+
+
 def test_without_a_checkpoint_a_run_starts_at_step_zero(tmp_path, model):
     assert checkpoints.restore(model, tmp_path / "absent") == 0
-    (tmp_path / "writing.weights.h5").write_text("half a file")
+    (tmp_path / "writing-checkpoint.weights.h5").write_text("half a file")
     assert checkpoints.restore(model, tmp_path) == 0
 
 
@@ -61,7 +94,7 @@ def model():
     return model
 
 
-OPTIONS = dict(
+SETTINGS = dict(
     backbone="resnet10_small",
     width=4,
     hidden_dim=16,
@@ -73,18 +106,23 @@ OPTIONS = dict(
     checkpoint_every=3,
     keep_checkpoints=2,
     knn_every=0,
-    verbose=0,
-    progress=lambda line: None,
 )
 
 
 def dataset():
     """Five steps an epoch."""
-    return data.Dataset("shapes", data.ArrayImages(*shapes.render(80, 0, size=8)))
+    return Dataset("shapes", ArrayImages(*shapes.render(80, 0, size=8)))
 
 
-def pretrain(folder, **options):
-    return training.pretrain(dataset(), str(folder), **{**OPTIONS, **options})
+def run(folder, log=lambda line: None, callbacks=(), **settings):
+    return pretrain(
+        dataset(),
+        str(folder),
+        Config(**SETTINGS | settings),
+        callbacks=callbacks,
+        verbose=False,
+        log=log,
+    )
 
 
 def same_run(one, other):
@@ -93,7 +131,7 @@ def same_run(one, other):
     assert set(contents[0]) == set(contents[1])
     for name, array in contents[0].items():
         np.testing.assert_array_equal(array, contents[1][name], err_msg=name)
-    tables = [MetricsTable.read(folder / "metrics.csv") for folder in (one, other)]
+    tables = [RunFolder(folder).read_metrics() for folder in (one, other)]
     for row in [*tables[0], *tables[1]]:
         del row["images_per_second"]
         row.pop("waiting", None)  # which a deterministic run has not
@@ -103,7 +141,7 @@ def same_run(one, other):
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
-    pretrain(folder)
+    run(folder)
     return folder
 
 
@@ -122,13 +160,13 @@ def test_a_run_told_to_stop_saves_its_step_and_goes_on(tmp_path, undisturbed, nu
         patch.setattr(Throughput, "on_train_batch_begin", stop_at_eight)
         patch.setattr(Throughput, "_report", lambda self, logs: None)
         with pytest.raises(checkpoints.Stopped, match="Stopped at step 8") as caught:
-            pretrain(tmp_path)
+            run(tmp_path)
     assert caught.value.signal_number == number
     assert signal.getsignal(number) == before
     lines = []
-    pretrain(tmp_path, progress=lines.append)
-    assert "Going on at step 8 of 15." in lines
-    for row in MetricsTable.read(tmp_path / "metrics.csv"):
+    run(tmp_path, log=lines.append)
+    assert "Resuming at step 8 of 15." in lines
+    for row in RunFolder(tmp_path).read_metrics():
         assert row["loss"]
 
 
@@ -145,7 +183,7 @@ def test_a_run_killed_ten_times_ends_as_one_that_was_not(tmp_path):
 
 def test_several_steps_an_execution_are_the_same_run(tmp_path, undisturbed):
     """Saved when the due step has passed, and the last at the end as ever."""
-    pretrain(tmp_path, steps_per_execution=5, checkpoint_every=7)
+    run(tmp_path, steps_per_execution=5, checkpoint_every=7)
     one, other = (arrays(folder / "checkpoints") for folder in (tmp_path, undisturbed))
     for name, array in one.items():
         np.testing.assert_allclose(array, other[name], atol=1e-6, err_msg=name)
@@ -153,9 +191,30 @@ def test_several_steps_an_execution_are_the_same_run(tmp_path, undisturbed):
     assert steps == [15, 10]
 
 
+def test_a_run_in_float16_counts_skipped_steps_and_resumes(tmp_path):
+    """The loss scale starts so high that the first updates are skipped."""
+    lines = []
+    settings = {"precision": "mixed_float16", "epochs": 2}
+    run(tmp_path, **settings, max_steps=5)
+    run(tmp_path, **settings, log=lines.append)
+    assert "Resuming at step 5 of 10." in lines
+    rows = RunFolder(tmp_path).read_metrics()
+    assert [row["step"] for row in rows] == ["5", "10"]
+    assert checkpoints.last_step(tmp_path / "checkpoints") == 10
+    saved = arrays(tmp_path / "checkpoints")
+    updates = [
+        v for name, v in saved.items() if "inner_optimizer" in name and not v.shape
+    ]
+    assert saved["vars/step"] == 10 and len(updates) > 0
+    lines.clear()
+    run(tmp_path, **settings, log=lines.append)
+    assert any("The run is finished, at step 10" in line for line in lines)
+    assert sorted(os.listdir(tmp_path / "export")) == ["1", "2"]
+
+
 def test_executions_that_do_not_fit_an_epoch_are_refused(tmp_path):
     with pytest.raises(UsageError, match=r"does not divide the 5 steps.*; 1 does"):
-        pretrain(tmp_path, steps_per_execution=3)
+        run(tmp_path, steps_per_execution=3)
 
 
 def arrays(folder):

@@ -1,29 +1,42 @@
-"""Help, and what is said of flags that are wrong: in this process, with real flags."""
+"""Help, and what is said of flags that are wrong."""
 
-import copy
-import os
 import re
 import subprocess
 import sys
 
+import hypothesis
 import pytest
 from absl import flags
 from conftest import ROOT
+from hypothesis import strategies as st
 
-import ressl_command
-import train
-from ressl_keras import UsageError, compare, export
+from ressl_keras import UsageError, cli
+from ressl_keras.commands import compare, evaluate, export, train
+from ressl_keras.commands.compare import CompareOptions
+from ressl_keras.commands.evaluate import EvaluateOptions
+from ressl_keras.commands.export import ExportOptions
+from ressl_keras.commands.train import TrainOptions
+from ressl_keras.settings import settings_of
+
+COMMANDS = {
+    train: TrainOptions,
+    evaluate: EvaluateOptions,
+    export: ExportOptions,
+    compare: CompareOptions,
+}
 
 
 @pytest.fixture
 def parse(monkeypatch, tmp_path):
-    """Parses train.py's flags in a folder of its own, as if nothing were given yet."""
+    """Parses a command's flags in a folder of its own; returns options and the rest."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(flags, "FLAGS", copy.deepcopy(flags.FLAGS))
     monkeypatch.setattr(sys, "argv", ["train.py"])
 
-    def parse(*words, takes_more=False):
-        return ressl_command.parse(["train.py", *words], train.GROUPS, takes_more)
+    def parse(*words, takes_more=False, options_class=TrainOptions):
+        values = flags.FlagValues()
+        cli.define_flags(options_class, values)
+        rest = cli.parse(["train.py", *words], options_class, "", takes_more, values)
+        return cli.options_of(options_class, values), rest
 
     return parse
 
@@ -32,9 +45,9 @@ def parse(monkeypatch, tmp_path):
 def refusal(parse, capsys):
     """What is said instead."""
 
-    def refusal(*words):
+    def refusal(*words, **options):
         with pytest.raises(SystemExit) as end:
-            parse(*words)
+            parse(*words, **options)
         assert end.value.code == 1
         return capsys.readouterr().err
 
@@ -47,14 +60,25 @@ def refusal(parse, capsys):
         (["--batchsize=3"], "There is no flag --batchsize. Did you mean --batch_size?"),
         (["--noevaluat"], "There is no flag --noevaluat. Did you mean --evaluate?"),
         (["--zzz"], "There is no flag --zzz. --help lists the flags."),
-        (["--epochs=many"], "--epochs=many: must be a positive integer."),
-        (["--epochs", "many"], "--epochs=many: must be a positive integer."),
+        (["--epochs=many"], "--epochs=many: must be an integer from 1 to 1,000,000."),
+        (
+            ["--epochs", "many"],
+            "--epochs=many: must be an integer from 1 to 1,000,000.",
+        ),
         (["--epochs"], "--epochs needs a value: --epochs=..."),
-        (["--method=moco"], "--method=moco: value should be one of <ressl|moco_v2>."),
-        (["stray"], "'stray' is no flag; flags look like --name=value."),
-        (["--download", "false"], "'false' is no flag"),
-        (["--", "--epochs=3"], "'--' is no flag"),
-        (["--crops=64,x"], "--crops=64,x: must be integers of at least 8"),
+        (["--method=moco"], "--method=moco: must be ressl or moco_v2."),
+        (["stray"], "'stray' is not a flag; flags have the form --name=value."),
+        (["--download", "false"], "'false' is not a flag"),
+        (["--", "--epochs=3"], "'--' is not a flag"),
+        (["--recipe=quikstart"], "There is no recipe quikstart. Did you mean quick"),
+        (["--learning_rate=nan"], "--learning_rate=nan: must be a number from 0 to"),
+        (["--momentum=inf"], "--momentum=inf: must be a number from 0 to 1."),
+        (["--seed=4294967296"], "--seed=4294967296: must be an integer from 0 to"),
+        (["--profile=20"], "--profile=20: must be 2 integers from 1 to"),
+        (
+            ["--crops=64,x"],
+            "--crops=64,x: must be integers from 8 to 4,096",
+        ),
     ],
 )
 def test_a_wrong_flag_gets_one_line(words, message, refusal):
@@ -67,9 +91,12 @@ def test_a_wrong_flag_gets_one_line(words, message, refusal):
     "line, message",
     [
         ("--batchsize=3", "There is no flag --batchsize. Did you mean --batch_size?"),
-        ("--epochs=many", "--epochs=many: must be a positive integer."),
-        ("epochs=3", "'epochs=3' is no flag; flags look like --name=value."),
-        ("--teacher_temperature=0", "--teacher_temperature=0: must be positive"),
+        ("--epochs=many", "--epochs=many: must be an integer from 1 to 1,000,000."),
+        ("epochs=3", "'epochs=3' is not a flag; flags have the form --name=value."),
+        (
+            "--teacher_temperature=0",
+            "--teacher_temperature=0: must be a number above",
+        ),
         ("--flagfile=absent", "The flagfile absent cannot be read: No such file"),
         ("--flagfile=inner.flags", "inner.flags reads itself."),
     ],
@@ -86,56 +113,96 @@ def test_a_wrong_line_is_named_by_file_and_number(line, message, refusal, tmp_pa
 
 def test_what_is_right_is_parsed(parse, tmp_path):
     (tmp_path / "a.flags").write_text("# Comment.\n--epochs=2\n--nodownload\n")
-    assert parse("--flagfile=a.flags", "--width", "8", "--crops=64,32") == []
-    values = flags.FLAGS
-    assert (values.epochs, values.width, values.download) == (2, 8, False)
-    assert values.crops == ["64", "32"]
-    assert parse("--seed=1", "--", "--epochs=3", takes_more=True) == ["--epochs=3"]
+    options, rest = parse("--flagfile=a.flags", "--width", "8", "--crops=64,32")
+    assert rest == []
+    assert (options.epochs, options.width, options.download) == (2, 8, False)
+    assert options.crops == (64, 32)
+    _, rest = parse("--seed=1", "--", "--epochs=3", takes_more=True)
+    assert rest == ["--epochs=3"]
 
 
-def test_a_run_goes_on_with_flags_that_its_file_does_not_know_yet(parse, monkeypatch):
-    monkeypatch.setattr(train, "FLAGS", flags.FLAGS)
-    os.makedirs("run/checkpoints")
-    with open("run/flags.txt", "w") as file:
-        file.write("--width=8\n--teacher_temperature=4e-2\n--a_flag_of_the_past=3\n")
-    parse("--width=8", "--epochs=7")
-    train.keep_flags("run/flags.txt")
-    with open("run/flags.txt") as file:
-        assert {"--width=8", "--epochs=7", "--queue_size=4096"} <= set(
-            file.read().split("\n")
-        )
-    parse("--queue_size=64", "--crops=64,32")
-    with pytest.raises(UsageError) as refused:
-        train.keep_flags("run/flags.txt")
-    for part in ("there no --crops", "--queue_size=4096", "here --crops=64,32"):
-        assert part in str(refused.value)
+def test_a_flagfile_with_a_byte_order_mark_is_read(parse, tmp_path):
+    (tmp_path / "a.flags").write_bytes(b"\xef\xbb\xbf--epochs=2\n")
+    assert parse("--flagfile=a.flags")[0].epochs == 2
 
 
-def help_of(command):
-    """What --help says; of the package's modules without a process of their own."""
-    if command in (export, compare):
-        values = flags.FlagValues()
-        command.define_flags(values)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(flags, "FLAGS", values)
-            return ressl_command.help_text(command.__doc__, command.GROUPS)
-    command = [sys.executable, ROOT / command, "--batchsize=3", "--help"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+def test_a_recipe_is_found_from_any_folder(parse):
+    by_name, _ = parse("--recipe=cifar100")
+    by_file, _ = parse(f"--flagfile={ROOT}/flags/cifar100.flags")
+    assert by_name == by_file
+    assert by_name.dataset == "cifar100" and by_name.epochs == 200
 
 
-@pytest.mark.parametrize("command", ["train.py", "evaluate.py", export, compare])
-def test_help_fits_a_terminal_and_has_every_flag_once(command):
-    text = help_of(command)
-    path = ROOT / command if isinstance(command, str) else command.__file__
-    with open(path) as file:
-        defined = re.findall(r'DEFINE_\w+\(\s*"(\w+)"', file.read())
+def test_a_command_refuses_to_run_without_what_it_needs(refusal):
+    said = refusal(options_class=ExportOptions)
+    assert said == "train.py: error: --workdir is needed: Folder of the run.\n"
+
+
+@hypothesis.given(name=st.sampled_from(list(settings_of(TrainOptions))), text=st.text())
+def test_any_text_is_a_value_or_one_line(name, text):
+    known = settings_of(TrainOptions)[name]
+    try:
+        value = known.parse(text)
+    except ValueError as error:
+        assert str(error) == known.wanted and "\n" not in str(error)
+    else:
+        if value is not None:
+            assert known.parse(known.format(value)) == value
+
+
+def test_a_usage_error_is_one_line_and_status_1(capsys, monkeypatch):
+    left = []
+    monkeypatch.setattr(cli, "leave", left.append)
+    monkeypatch.setattr(sys, "argv", ["/bin/train.py"])
+
+    def fail():
+        raise UsageError("Something\nis wrong.")
+
+    cli._guard(fail)
+    assert left == [1]
+    assert capsys.readouterr().err == "train.py: error: Something is wrong.\n"
+
+
+def test_a_file_that_cannot_be_written_is_one_line_with_its_path(
+    capsys, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(cli, "leave", lambda status: None)
+    cli._guard((tmp_path / "absent" / "file").read_text)
+    assert f"{tmp_path}/absent/file: No such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module, options_class", COMMANDS.items())
+def test_help_fits_a_terminal_and_has_every_flag_once(module, options_class):
+    text = cli.help_text(module.__doc__, options_class)
     assert max(map(len, text.split("\n"))) <= 80
-    assert sorted(re.findall(r"(?m)^  --(?:\[no\])?(\w+) ", text)) == sorted(defined)
+    shown = re.findall(r"(?m)^  --(?:\[no\])?(\w+) ", text)
+    assert sorted(shown) == sorted(settings_of(options_class))
 
 
 def test_help_has_a_dozen_flags_first_with_their_defaults():
-    first, others = help_of("train.py").split("All others:")
-    assert 10 <= len(re.findall("(?m)^  --", first)) <= 13
+    text = cli.help_text(train.__doc__, TrainOptions)
+    first, others = text.split("All others:")
+    assert 10 <= len(re.findall("(?m)^  --", first)) <= 14
     assert re.search(r"\nTraining\n  --epochs +Passes over.*Default: 200\.\n", first)
-    assert re.search(r"\n  --warmup_epochs .*Default:\s+5\.\n", others)
-    assert "Default: yes.\n  --crops" in others.replace(" " * 25, " ")
+    assert re.search(r"\n  --warmup_epochs .*Default: 5\.\n", others)
+    assert "Default: yes." in others
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--batchsize=3"]])
+def test_help_and_a_misspelt_flag_need_no_tensorflow(words):
+    program = (
+        "import sys\n"
+        "from ressl_keras.commands import train\n"
+        f"sys.argv = ['ressl-train', *{words}]\n"
+        "try:\n"
+        "    train.main()\n"
+        "finally:\n"
+        "    assert not {'tensorflow', 'keras', 'matplotlib'} & set(sys.modules)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == (1 if words == ["--batchsize=3"] else 0)
+    assert "Traceback" not in result.stderr
+    told = result.stdout if words == ["--help"] else result.stderr
+    assert "--batch_size" in told

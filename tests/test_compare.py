@@ -5,7 +5,8 @@ import statistics
 import pytest
 from PIL import Image
 
-from ressl_keras import UsageError, compare
+from ressl_keras import UsageError
+from ressl_keras.commands import compare
 
 # Leaves the files of a run whose kNN is 10 a step, times the flagfile's --gain, plus
 # the seed; counts its calls.
@@ -42,7 +43,7 @@ def setting(tmp_path):
             str(tmp_path / "out"),
             options,
             str(tmp_path / "pretend.py"),
-            progress=lambda line: None,
+            log=lambda line: None,
         )
 
     def calls():
@@ -104,7 +105,7 @@ def test_finished_runs_with_other_flags_are_not_mixed_in(setting):
     "names, message",
     [
         (("slow", "absent"), "There is no file"),
-        (("slow", "slow"), "names of their own"),
+        (("slow", "slow"), "must have different names"),
     ],
 )
 def test_impossible_comparisons_are_refused(setting, names, message):

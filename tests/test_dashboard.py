@@ -12,7 +12,9 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins import projector
 
-from ressl_keras import dashboard, data, views
+from ressl_keras import views
+from ressl_keras.data.images import ArrayImages
+from ressl_keras.training import tensorboard
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +23,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tensorboard")
     random = np.random.default_rng(0)
     pixels = random.integers(0, 256, [24, 8, 8, 3]).astype(np.uint8)
-    images = data.ArrayImages(pixels, np.arange(24) % 3)
+    images = ArrayImages(pixels, np.arange(24) % 3)
     model = tiny.build_model()
     encoder = keras.Sequential([keras.Input((8, 8, 3)), views.View([]), model.backbone])
     picture = folder / "picture.png"
@@ -32,7 +34,7 @@ def run(tmp_path_factory):
         shuffle=False,
         verbose=0,
         callbacks=[
-            dashboard.Dashboard(
+            tensorboard.Dashboard(
                 str(folder), encoder, images, ["a", "b\tb", "c\nc"], picture
             )
         ],

@@ -8,17 +8,21 @@ import tensorflow as tf
 from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
-from ressl_keras import UsageError, data, shapes, views
+from ressl_keras import UsageError, views
+from ressl_keras.augmentation import image_ops
+from ressl_keras.data import pipeline, shapes
+from ressl_keras.data.datasets import load_dataset
+from ressl_keras.data.images import ArrayImages, StreamedImages
 
 
 def numbered(count):
     """Images whose pixels are their number."""
     pixels = np.arange(count, dtype=np.uint8)[:, None, None, None]
-    return data.ArrayImages(np.broadcast_to(pixels, [count, 4, 4, 3]))
+    return ArrayImages(np.broadcast_to(pixels, [count, 4, 4, 3]))
 
 
 def order(images, batch_size, seed, first, last):
-    batches = data.training_batches(images, batch_size, seed, first, last)
+    batches = pipeline.training_batches(images, batch_size, seed, first, last)
     return np.array([batch.numpy()[:, 0, 0, 0] for batch in batches])
 
 
@@ -47,7 +51,7 @@ def test_orders_of_neighbouring_epochs_and_seeds_are_unrelated():
     """Correlations of 20,000 numbers stay within five of their standard deviations."""
     place = tf.range(20000, dtype=tf.int64)
     orders = [
-        data._shuffled(place, seed, epoch, 20000).numpy()
+        pipeline._shuffled(place, seed, epoch, 20000).numpy()
         for seed, epoch in [(0, 0), (0, 1), (0, 2), (1, 0), (2, 0)]
     ]
     correlations = np.corrcoef(orders)[np.triu_indices(5, 1)]
@@ -62,7 +66,7 @@ def test_workers_read_their_shares_of_the_same_global_batches(workers):
     shares = [
         [
             batch.numpy()[:, 0, 0, 0]
-            for batch in data.training_batches(
+            for batch in pipeline.training_batches(
                 numbered(40), 12, 3, 2, 8, worker=worker, workers=workers
             )
         ]
@@ -92,7 +96,7 @@ def folder(tmp_path, random):
 
 
 def test_a_folder_gives_classes_a_held_out_tenth_and_the_unreadable(folder):
-    dataset = data.load("folder", str(folder))
+    dataset = load_dataset("folder", str(folder))
     assert dataset.class_names == ["cats", "dogs"]
     assert (len(dataset.pretrain), len(dataset.test)) == (18, 2)
     assert sorted(path.split("/")[-1] for path in dataset.skipped) == [
@@ -112,13 +116,13 @@ def test_a_folder_with_train_and_test_keeps_them_apart(folder, tmp_path):
         for name in ("cats", "dogs"):
             split = "test" if i < 2 else "train"
             shutil.copy(path, root / split / name / path.name)
-    dataset = data.load("folder", str(root))
+    dataset = load_dataset("folder", str(root))
     for images, split in ((dataset.train, b"/train/"), (dataset.test, b"/test/")):
         assert all(split in path for path in images.sources.numpy())
 
 
 def test_a_folder_without_subfolders_has_no_labels(folder):
-    dataset = data.load("folder", str(folder / "cats"))
+    dataset = load_dataset("folder", str(folder / "cats"))
     assert not dataset.labelled and len(dataset.pretrain) == 10
 
 
@@ -128,7 +132,7 @@ def test_small_images_of_one_size_are_kept_in_memory(tmp_path, random):
         Image.fromarray(image).save(tmp_path / f"{place}.png")
 
     def load(**options):
-        return data.load("folder", str(tmp_path), **options).pretrain
+        return load_dataset("folder", str(tmp_path), **options).pretrain
 
     images = load()
     np.testing.assert_array_equal(images.images, pixels)
@@ -141,18 +145,18 @@ def test_small_images_of_one_size_are_kept_in_memory(tmp_path, random):
 
 def test_large_images_of_one_size_are_read_from_their_files(tmp_path):
     Image.new("RGB", (129, 20)).save(tmp_path / "wide.png")
-    assert not data.load("folder", str(tmp_path)).pretrain.same_size
+    assert not load_dataset("folder", str(tmp_path)).pretrain.same_size
 
 
 def test_images_of_several_sizes_become_two_crops_fixed_by_the_step(folder):
-    images = data.load("folder", str(folder)).pretrain
-    batches = list(data.training_batches(images, 6, 0, 0, 4, size=16))
+    images = load_dataset("folder", str(folder)).pretrain
+    batches = list(pipeline.training_batches(images, 6, 0, 0, 4, size=16))
     assert [set(batch) for batch in batches] == [{"teacher", "student"}] * 4
     for batch in batches:
         assert batch["teacher"].shape == batch["student"].shape == (6, 16, 16, 3)
         assert batch["teacher"].dtype == tf.uint8
         assert not np.array_equal(batch["teacher"], batch["student"])
-    later = list(data.training_batches(images, 6, 0, 2, 4, size=16))
+    later = list(pipeline.training_batches(images, 6, 0, 2, 4, size=16))
     for one, other in zip(batches[2:], later):
         np.testing.assert_array_equal(one["student"], other["student"])
 
@@ -160,9 +164,9 @@ def test_images_of_several_sizes_become_two_crops_fixed_by_the_step(folder):
 def test_several_crops_are_read_as_a_tuple_of_their_sizes(folder):
     """The first is the crop that a single one would be; the others draw for
     themselves."""
-    images = data.load("folder", str(folder)).pretrain
-    single = next(iter(data.training_batches(images, 6, 0, 0, 1, size=16)))
-    several = data.training_batches(images, 6, 0, 0, 1, size=16, crops=[16, 16, 8])
+    images = load_dataset("folder", str(folder)).pretrain
+    single = next(iter(pipeline.training_batches(images, 6, 0, 0, 1, size=16)))
+    several = pipeline.training_batches(images, 6, 0, 0, 1, size=16, crops=[16, 16, 8])
     batch = next(iter(several))
     assert [crop.shape[1] for crop in batch["student"]] == [16, 16, 8]
     np.testing.assert_array_equal(batch["teacher"], single["teacher"])
@@ -171,10 +175,10 @@ def test_several_crops_are_read_as_a_tuple_of_their_sizes(folder):
 
 
 def test_workers_crop_their_shares_as_one_would(folder):
-    images = data.load("folder", str(folder)).pretrain
-    whole = list(data.training_batches(images, 6, 0, 1, 4, size=16))
+    images = load_dataset("folder", str(folder)).pretrain
+    whole = list(pipeline.training_batches(images, 6, 0, 1, 4, size=16))
     shares = [
-        list(data.training_batches(images, 6, 0, 1, 4, 16, worker, 2))
+        list(pipeline.training_batches(images, 6, 0, 1, 4, 16, worker, 2))
         for worker in range(2)
     ]
     for batch, one, other in zip(whole, *shares):
@@ -185,22 +189,22 @@ def test_workers_crop_their_shares_as_one_would(folder):
 
 def test_crops_while_reading_are_the_crops_of_the_view_layer(folder):
     """Same draws, same pixels, up to the rounding to uint8."""
-    images = data.load("folder", str(folder)).pretrain
-    batch = next(iter(data.training_batches(images, 6, 5, 0, 1, size=16)))
-    index = data._shuffled(tf.range(6, dtype=tf.int64), 5, 0, 18)
+    images = load_dataset("folder", str(folder)).pretrain
+    batch = next(iter(pipeline.training_batches(images, 6, 5, 0, 1, size=16)))
+    index = pipeline._shuffled(tf.range(6, dtype=tf.int64), 5, 0, 18)
     crop = views.RandomResizedCropAndFlip(16)
     for fold, name in ((2, "teacher"), (3, "student")):
         seed = tf.random.experimental.stateless_fold_in([5, 0], fold)
         for place in range(6):
-            image = views.to_planes(images.read(index[place])[tf.newaxis])
-            expected = 255 * views.to_pixels(crop(image, seed=seed, first=place))[0]
+            image = image_ops.to_planes(images.read(index[place])[tf.newaxis])
+            expected = 255 * image_ops.to_pixels(crop(image, seed=seed, first=place))[0]
             difference = np.abs(batch[name][place].numpy() - expected.numpy())
             assert difference.max() <= 0.51
 
 
 def test_evaluation_images_are_central_squares(folder):
-    dataset = data.load("folder", str(folder))
-    images = np.concatenate(list(data.evaluation_batches(dataset.train, 14)))
+    dataset = load_dataset("folder", str(folder))
+    images = np.concatenate(list(pipeline.evaluation_batches(dataset.train, 14)))
     assert images.shape == (18, 14, 14, 3)
     for path, ours in zip(dataset.train.sources.numpy(), images):
         image = Image.open(path.decode()).convert("RGB")
@@ -214,10 +218,10 @@ def test_evaluation_images_are_central_squares(folder):
 
 def test_evaluation_leaves_images_of_the_right_size_alone():
     images = numbered(10)
-    batches = list(data.evaluation_batches(images, 4, batch_size=4))
+    batches = list(pipeline.evaluation_batches(images, 4, batch_size=4))
     assert [len(batch) for batch in batches] == [4, 4, 2]
     np.testing.assert_array_equal(np.concatenate(batches), images.images)
-    few = np.concatenate(list(data.evaluation_batches(images, 4, count=5)))
+    few = np.concatenate(list(pipeline.evaluation_batches(images, 4, count=5)))
     np.testing.assert_array_equal(few[:, 0, 0, 0], [0, 2, 4, 6, 8])
 
 
@@ -231,25 +235,25 @@ def test_evaluation_leaves_images_of_the_right_size_alone():
 )
 def test_data_that_cannot_be_had_is_one_clear_line(name, options, message):
     with pytest.raises(UsageError, match=message) as caught:
-        data.load(name, **options)
+        load_dataset(name, **options)
     assert "\n" not in str(caught.value)
 
 
 def test_absent_tfds_data_without_download_is_refused(tmp_path):
     with pytest.raises(UsageError, match="--nodownload"):
-        data.load("mnist", str(tmp_path), download=False)
+        load_dataset("mnist", str(tmp_path), download=False)
 
 
 def test_a_folder_without_readable_images_is_refused(tmp_path):
     with pytest.raises(UsageError, match="No readable image"):
-        data.load("folder", str(tmp_path))
+        load_dataset("folder", str(tmp_path))
     (tmp_path / "broken.png").write_text("no")
     with pytest.raises(UsageError, match="1 files could not be decoded"):
-        data.load("folder", str(tmp_path))
+        load_dataset("folder", str(tmp_path))
 
 
 def test_tfds_data_sets_are_read_with_their_labels(shared):
-    dataset = data.load("cifar10", str(shared("tfds")), download=False)
+    dataset = load_dataset("cifar10", str(shared("tfds")), download=False)
     assert (len(dataset.pretrain), len(dataset.test)) == (50000, 10000)
     assert dataset.class_names[3] == "cat" and dataset.pretrain.size == (32, 32)
     np.testing.assert_array_equal(np.bincount(dataset.test.labels), [1000] * 10)
@@ -257,21 +261,21 @@ def test_tfds_data_sets_are_read_with_their_labels(shared):
 
 def test_tfds_data_sets_too_large_for_memory_are_streamed(shared):
     tfds_dir = str(shared("tfds"))
-    images = data.load("cifar10", tfds_dir, memory_limit=10**6).pretrain
-    assert isinstance(images, data.StreamedImages)
+    images = load_dataset("cifar10", tfds_dir, memory_limit=10**6).pretrain
+    assert isinstance(images, StreamedImages)
     images.shuffle_buffer = 64
     batches = [
         batch["student"].numpy()
-        for batch in data.training_batches(images, 16, 0, 0, 3, size=32)
+        for batch in pipeline.training_batches(images, 16, 0, 0, 3, size=32)
     ]
     assert batches[0].shape == (16, 32, 32, 3)
-    again = data.training_batches(images, 16, 0, 2, 3, size=32)
+    again = pipeline.training_batches(images, 16, 0, 2, 3, size=32)
     np.testing.assert_array_equal(next(iter(again))["student"], batches[2])
 
 
 def test_workers_share_out_a_streamed_data_set(shared):
     """Too few files here, so by record: no image is seen by two workers."""
-    images = data.load("cifar10", str(shared("tfds")), memory_limit=10**6).pretrain
+    images = load_dataset("cifar10", str(shared("tfds")), memory_limit=10**6).pretrain
     images.shuffle_buffer = 64
     seen = [
         {image.numpy() for image in images.epoch(0, 0, worker, 2).take(300)}
@@ -314,7 +318,7 @@ def test_a_download_that_fails_names_the_address_and_the_place(tmp_path, monkeyp
 
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", fail)
     with pytest.raises(UsageError) as refused:
-        data.load("cifar10", str(tmp_path))
+        load_dataset("cifar10", str(tmp_path))
     message = str(refused.value)
     assert "could not be downloaded from https://example.org/cifar.tar.gz" in message
     assert f"would be looked for in {tmp_path}/cifar10/" in message

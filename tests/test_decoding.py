@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from ressl_keras import decoding
+from ressl_keras.data import decoding
 
 BOXES = [[3, 5, 30, 41], [10, 0, 50, 23], [0, 20, 7, 8]]
 SIZES = [16, 24, 16]

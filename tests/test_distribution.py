@@ -19,8 +19,14 @@ import tensorflow as tf
 from conftest import ROOT
 from test_checkpoints import arrays
 
-from ressl_keras import UsageError, data, distribution, shapes, training
-from ressl_keras.callbacks import MetricsTable
+from ressl_keras import UsageError
+from ressl_keras.config import Config
+from ressl_keras.data import shapes
+from ressl_keras.data.datasets import Dataset
+from ressl_keras.data.images import ArrayImages
+from ressl_keras.run_folder import RunFolder
+from ressl_keras.training import distribution
+from ressl_keras.training.pretrain import pretrain
 
 PROGRAM = pathlib.Path(__file__).parent / "workers.py"
 
@@ -76,7 +82,7 @@ def single(tmp_path_factory):
 
 def metrics(folder):
     """The one row of the table."""
-    (row,) = MetricsTable.read(folder / "metrics.csv")
+    (row,) = RunFolder(folder).read_metrics()
     return row
 
 
@@ -163,7 +169,7 @@ def test_a_lost_worker_stops_the_others_with_a_clear_line(tmp_path):
         capture_output=True,
         text=True,
     )
-    assert f"Going on at step {int(steps)} of" in again.stdout, again.stderr
+    assert f"Resuming at step {int(steps)} of" in again.stdout, again.stderr
 
 
 @pytest.mark.parametrize(
@@ -185,8 +191,11 @@ def test_what_is_not_there_is_refused(monkeypatch):
 
 def test_a_batch_that_the_replicas_cannot_share_is_refused(tmp_path):
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1", "CPU:2"])
-    images = data.ArrayImages(*shapes.render(80, 0, size=8))
-    with pytest.raises(UsageError, match="batch of 16 cannot be shared out to 3"):
-        training.pretrain(
-            data.Dataset("shapes", images), tmp_path, batch_size=16, strategy=strategy
+    images = ArrayImages(*shapes.render(80, 0, size=8))
+    with pytest.raises(UsageError, match="batch of 16 cannot be split over 3"):
+        pretrain(
+            Dataset("shapes", images),
+            tmp_path,
+            Config(batch_size=16),
+            strategy=strategy,
         )

@@ -1,8 +1,8 @@
 """Every command in README and docs is run, in a reduced form where it is long.
 
-A command is what stands in a fenced block without a language. train.py's run here with
-a tiny network and stand-ins for the images; commands that differ in nothing but names
-run once. A command that nothing here knows fails the first test.
+A command is a line of a fenced block without a language. Trainings run here with a
+tiny network and stand-ins for the images; commands that differ only in names run once.
+A command that nothing here knows fails the first test.
 """
 
 import json
@@ -16,19 +16,27 @@ import keras
 import numpy as np
 import pytest
 import tiny
-from absl import flags
 from conftest import ROOT
+from options import parse
 from PIL import Image
-from test_flagfiles import flagged, stand_in  # noqa: F401
+from test_flagfiles import stand_in
 
-import train
-from ressl_keras import backbones, compare, data, export
+from ressl_keras.commands import export, train
+from ressl_keras.commands.compare import CompareOptions
+from ressl_keras.commands.evaluate import EvaluateOptions
+from ressl_keras.commands.export import ExportOptions
+from ressl_keras.commands.train import TrainOptions
+from ressl_keras.data import datasets
+from ressl_keras.training import build
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 # What is not run here, and where it is, or why it is not.
 ELSEWHERE = {
-    r"pip install -r requirements(-dev)?\.txt": "CI starts with it",
+    r"pip install (-r requirements(-dev)?\.txt|(-e )?'?\"?\.\[)": "CI starts with it",
+    r"pip install '?ressl-keras": "not from here",
+    r"(cd|mkdir) ": "no command of ours",
+    r"mkdocs (serve|build)": "CI builds it",
     r"pip install --no-deps \"?tensorflow-serving-api": "CI starts with it",
     r"python -m pytest": "this is it",
     r"RESSL_ENCODER=\S+ python -m pytest": "hours; the file exists",
@@ -38,7 +46,7 @@ ELSEWHERE = {
     r"python examples/serving_(rest|grpc).py": "test_serving_examples",
     r"curl |tensorflow_model_server |docker run": "no server at hand",
     r"export TF_CONFIG=": "test_distribution",
-    r"export WORKERS=|srun |exec python train.py|'$": "no Slurm at hand",
+    r"export WORKERS=|srun |exec (python train.py|ressl-train) |'$": "no Slurm at hand",
 }
 
 TINY = ["--batch_size=4", "--queue_size=16", "--max_steps=2", "--knn_every=0"]
@@ -49,10 +57,23 @@ SAME |= {"--batch_size", "--queue_size", "--backbone", "--width", "--output"}
 SAME |= {"--strategy", "--devices"}  # test_distribution has several devices
 SAME |= {"--network", "--projector", "--normalize"}  # test_export has them
 SAME |= {"--preprocessing"}  # test_encoders has it
+SAME |= {"--recipe"}
 # The command that a new user comes to first.
-OWN_IMAGES = shlex.split(
-    "--flagfile=flags/folder_cpu.flags --data_dir=my_images --workdir=runs/mine"
-)
+OWN_IMAGES = shlex.split("--recipe=folder_cpu --data_dir=my_images --workdir=runs/mine")
+
+# How the commands start, in the repository and installed.
+STARTS = {
+    "train": ("python train.py ", "ressl-train "),
+    "evaluate": ("python evaluate.py ", "ressl-evaluate "),
+    "export": ("python -m ressl_keras.commands.export ", "ressl-export "),
+    "compare": ("python -m ressl_keras.commands.compare ", "ressl-compare "),
+}
+OPTIONS = {
+    "train": TrainOptions,
+    "evaluate": EvaluateOptions,
+    "export": ExportOptions,
+    "compare": CompareOptions,
+}
 
 
 def commands():
@@ -69,64 +90,50 @@ def commands():
                     yield page.name, " ".join(command.split())
 
 
-def documented(start):
-    """The flags of the commands that start so, those of one kind once."""
-    found = {}
+def words_of(name):
+    """The words behind every documented command of this name."""
     for _, command in commands():
-        if command.startswith(start):
-            words = shlex.split(command.removeprefix(start))
-            # Other names and numbers make no other command of it.
-            kind = {
-                word if "protocol" in word else word.split("=")[0] for word in words
-            }
-            kind -= SAME
-            found.setdefault(tuple(sorted(kind)), words)
-            if words == OWN_IMAGES:
-                found[()] = words
+        for start in STARTS[name]:
+            if command.startswith(start):
+                yield shlex.split(command.removeprefix(start))
+
+
+def documented(name):
+    """The same, those of one kind once."""
+    found = {}
+    for words in words_of(name):
+        # Other names and numbers make no other command of it.
+        kind = {word if "protocol" in word else word.split("=")[0] for word in words}
+        kind -= SAME
+        found.setdefault(tuple(sorted(kind)), words)
+        if words == OWN_IMAGES:
+            found[()] = words
     return list(found.values())
 
 
-STARTS = {
-    "train": "python train.py ",
-    "evaluate": "python evaluate.py ",
-    "export": "python -m ressl_keras.export ",
-    "compare": "python -m ressl_keras.compare ",
-}
-
-
 def test_every_command_is_run_somewhere():
+    known = tuple(start for starts in STARTS.values() for start in starts)
     unknown = [
         f"{page}: {command}"
         for page, command in commands()
-        if not command.startswith(tuple(STARTS.values()))
-        and not any(re.match(known, command) for known in ELSEWHERE)
+        if not command.startswith(known)
+        and not any(re.match(elsewhere, command) for elsewhere in ELSEWHERE)
     ]
     assert not unknown
-    assert all(documented(start) for start in STARTS.values())
+    assert all(documented(name) for name in STARTS)
 
 
-def test_every_flag_in_them_exists_and_parses(monkeypatch):
+@pytest.mark.parametrize("name", STARTS)
+def test_every_flag_in_them_exists_and_parses(name, monkeypatch):
     monkeypatch.chdir(ROOT)
-    for name, start in STARTS.items():
-        for command in {text for _, text in commands() if text.startswith(start)}:
-            words = shlex.split(command)
-            if name in ("train", "evaluate"):
-                # Takes no time: nothing is imported before the flags are right.
-                result = subprocess.run(
-                    [sys.executable, *words[1:], "--only_check_args"],
-                    capture_output=True,
-                    text=True,
-                )
-                assert result.returncode == 0, f"{command}\n{result.stderr}"
-            else:
-                values = flags.FlagValues()
-                module = {"export": export, "compare": compare}[name]
-                module.define_flags(values)
-                rest = values(words[2:])[1:]
-                for option in rest:
-                    assert option.split("=")[0][2:].removeprefix("no") in train.FLAGS
-                for path in values.flag_values_dict().get("flagfiles", []):
-                    assert (ROOT / path).is_file()
+    for words in words_of(name):
+        end = words.index("--") if "--" in words else len(words)
+        if "--help" in words:
+            continue
+        options = parse(OPTIONS[name], *words[:end])
+        if name == "compare":
+            parse(TrainOptions, *words[end + 1 :])
+            assert all((ROOT / path).is_file() for path in options.flagfiles)
 
 
 def test_every_page_that_is_linked_is_there():
@@ -135,41 +142,37 @@ def test_every_page_that_is_linked_is_there():
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-@pytest.mark.parametrize("words", documented(STARTS["train"]), ids=" ".join)
-def test_training_runs(words, flagged, random, monkeypatch, tmp_path):  # noqa: F811
+@pytest.mark.parametrize("words", documented("train"), ids=" ".join)
+def test_training_runs(words, random, monkeypatch, tmp_path):
+    if "--help" in words:
+        return
     monkeypatch.chdir(ROOT)
-    words = ["train.py", *words, *TINY, "--noevaluate", f"--workdir={tmp_path}"]
-    flagged(words)
+    words = [*words, *TINY, "--noevaluate", f"--workdir={tmp_path}"]
     # Large images take long; each recipe is tried at its size in test_flagfiles.
-    crops = ["--crops=32,16"] if flagged.crops else []
-    flagged([*words, "--image_size=32", *crops])
-    monkeypatch.setattr(data, "load", lambda name, *_: stand_in(name, 32, random))
-    monkeypatch.setattr(backbones, "build_backbone", tiny.build_backbone)
-    train.run()
-    made = "views.png" if "--preview" in words else "encoder.keras"
+    crops = ["--crops=32,16"] if parse(TrainOptions, *words).crops else []
+    options = parse(TrainOptions, *words, "--image_size=32", *crops)
+    dataset = stand_in(options.dataset, 32, random)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_: dataset)
+    monkeypatch.setattr(build, "build_backbone", tiny.build_backbone)
+    train.run(options)
+    made = "views.png" if options.preview else "encoder.keras"
     assert (tmp_path / made).exists()
 
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory):
     """A few images and a run on them: the folder of both."""
-    folder, values = tmp_path_factory.mktemp("own"), flags.FLAGS
+    folder = tmp_path_factory.mktemp("own")
     random = np.random.default_rng(0)
     for place in range(40):
         label = folder / "my_images" / "ab"[place % 2]
         label.mkdir(parents=True, exist_ok=True)
         pixels = random.integers(0, 256, [20, 24, 3]).astype(np.uint8)
         Image.fromarray(pixels).save(label / f"{place}.png")
-    before = values.flag_values_dict()
-    assert OWN_IMAGES in documented(STARTS["train"])
+    assert OWN_IMAGES in documented("train")
     words = [*OWN_IMAGES, *TINY, "--image_size=16", "--width=4", "--hidden_dim=8"]
     words += [f"--data_dir={folder}/my_images", f"--workdir={folder}/run"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        values(["train.py", *words])
-        train.run()
-    for name, value in before.items():
-        values[name].value = value
+    train.run(parse(TrainOptions, *words))
     return folder
 
 
@@ -192,7 +195,7 @@ def test_evaluations_run(own):
             "--finetune_epochs=1",
             f"--output={own}/evaluation-{number}.json",
         ]
-        for number, words in enumerate(documented(STARTS["evaluate"]))
+        for number, words in enumerate(documented("evaluate"))
     ]
     result = subprocess.run(
         [sys.executable, ROOT / "tests" / "documented.py"],
@@ -210,19 +213,16 @@ def test_evaluations_run(own):
     assert (own / "neighbours.png").exists()
 
 
-@pytest.mark.parametrize("words", documented(STARTS["export"]), ids=" ".join)
-def test_exports_run(words, own, monkeypatch):
+@pytest.mark.parametrize("words", documented("export"), ids=" ".join)
+def test_exports_run(words, own):
     if "onnx" in " ".join(words):
         pytest.importorskip("tf2onnx")
-    values = flags.FlagValues()
-    export.define_flags(values)
-    values(["export", *words, f"--workdir={own}/run"])
-    monkeypatch.setattr(flags, "FLAGS", values)
+    options = parse(ExportOptions, *words, f"--workdir={own}/run")
     versions = len(list((own / "run" / "export").iterdir()))
-    export.main([])
+    export.export(options)
     assert len(list((own / "run" / "export").iterdir())) == versions + 1
     for name, ending in (("onnx", "onnx"), ("litert", "tflite")):
-        if name in values.formats:
+        if name in options.formats:
             assert (own / "run" / f"encoder.{ending}").stat().st_size > 1000
 
 

@@ -10,13 +10,15 @@ import pytest
 import tensorflow as tf
 from conftest import ROOT
 
-from ressl_keras import (
-    UsageError,
-    build_backbone,
-    build_projector,
-    data,
-    encoders,
-    views,
+from ressl_keras import UsageError, build_backbone, build_projector, views
+from ressl_keras.data.images import ArrayImages
+from ressl_keras.encoders import embed
+from ressl_keras.encoders.encoder import (
+    build_encoder,
+    describe,
+    is_frozen,
+    load_encoder,
+    save_encoder,
 )
 
 
@@ -32,14 +34,14 @@ def images(random):
 
 def test_the_encoder_has_its_preprocessing_inside(backbone, images):
     normalised = (images / 255 - views.MEAN) / views.STD
-    encoder = encoders.build_encoder(backbone)
+    encoder = build_encoder(backbone)
     np.testing.assert_allclose(encoder(images), backbone(normalised), atol=1e-4)
 
 
 def test_the_projector_can_stay_behind_the_backbone(backbone, images):
     projector = build_projector(32, 16, 8)
     normalised = (images / 255 - views.MEAN) / views.STD
-    encoder = encoders.build_encoder(backbone, projector)
+    encoder = build_encoder(backbone, projector)
     expected = projector(backbone(normalised))
     np.testing.assert_allclose(encoder(images), expected, atol=1e-4)
 
@@ -48,8 +50,8 @@ def test_the_projector_can_stay_behind_the_backbone(backbone, images):
 def test_height_and_width_can_be_left_open(name, random):
     width = {"width": 4} if name == "resnet10_small" else {}
     backbone = build_backbone(name, (64, 64, 3), **width)
-    fixed = encoders.build_encoder(backbone)
-    free = encoders.build_encoder(backbone, any_size=True)
+    fixed = build_encoder(backbone)
+    free = build_encoder(backbone, any_size=True)
     images = random.uniform(0, 255, [2, 64, 64, 3])
     np.testing.assert_allclose(free(images), fixed(images), atol=1e-5)
     assert free(images[:, :50, :33]).shape == (2, fixed.output_shape[1])
@@ -59,7 +61,7 @@ def test_a_network_that_counts_pixels_keeps_its_size():
     counting = keras.Sequential(
         [keras.Input([8, 8, 3]), keras.layers.Flatten(), keras.layers.Dense(5)]
     )
-    encoder = encoders.build_encoder(counting, any_size=True)
+    encoder = build_encoder(counting, any_size=True)
     assert encoder.input_shape == (None, 8, 8, 3)
 
 
@@ -67,7 +69,7 @@ def test_a_backbone_trained_in_half_precision_is_exported_in_float32(images):
     keras.mixed_precision.set_global_policy("mixed_bfloat16")
     try:
         backbone = build_backbone("resnet10_small", (16, 16, 3), width=4)
-        encoder = encoders.build_encoder(backbone)
+        encoder = build_encoder(backbone)
     finally:
         keras.mixed_precision.set_global_policy("float32")
     assert backbone.compute_dtype == "bfloat16"
@@ -77,8 +79,8 @@ def test_a_backbone_trained_in_half_precision_is_exported_in_float32(images):
 def test_the_file_loads_with_keras_alone_and_gives_the_same_features(
     backbone, images, tmp_path
 ):
-    encoder = encoders.build_encoder(backbone)
-    path = encoders.save_encoder(encoder, tmp_path, {"method": "ressl", "steps": 7})
+    encoder = build_encoder(backbone)
+    path = save_encoder(encoder, tmp_path, {"method": "ressl", "steps": 7})
     np.save(tmp_path / "images.npy", images)
     program = (
         "import sys, keras, numpy as np\n"
@@ -103,13 +105,13 @@ def test_the_description_names_the_commit_of_this_checkout(backbone):
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         pytest.skip("not a checkout")
-    described = encoders.describe(encoders.build_encoder(backbone), {})
+    described = describe(build_encoder(backbone), {})
     assert described["git_commit"].removesuffix("-dirty") == result.stdout.strip()
 
 
 def test_the_work_directory_stands_for_its_encoder(backbone, tmp_path):
-    encoders.save_encoder(encoders.build_encoder(backbone), tmp_path, {})
-    assert encoders.load_encoder(str(tmp_path)).output_shape == (None, 32)
+    save_encoder(build_encoder(backbone), tmp_path, {})
+    assert load_encoder(str(tmp_path)).output_shape == (None, 32)
 
 
 @pytest.fixture(scope="module")
@@ -128,9 +130,9 @@ def test_an_encoder_made_elsewhere_is_read(kind, application, tmp_path, random):
     else:
         application.export(path, verbose=False)
     images = random.uniform(0, 255, [2, 32, 32, 3]).astype(np.float32)
-    encoder = encoders.load_encoder(str(path))
+    encoder = load_encoder(str(path))
     assert encoder.output_shape == (None, 432)
-    assert encoders.is_frozen(encoder) == (kind == "saved_model")
+    assert is_frozen(encoder) == (kind == "saved_model")
     np.testing.assert_allclose(encoder(images), application(images), atol=1e-5)
 
 
@@ -147,7 +149,7 @@ def test_an_encoder_from_elsewhere_gets_the_pixels_it_wants(
 ):
     plain = keras.Sequential([keras.Input([16, 16, 3]), keras.layers.Flatten()])
     plain.save(tmp_path / "plain.keras")
-    encoder = encoders.load_encoder(str(tmp_path / "plain.keras"), mode)
+    encoder = load_encoder(str(tmp_path / "plain.keras"), mode)
     pixels = expected(images.astype(np.float64)).reshape(len(images), -1)
     np.testing.assert_allclose(encoder(images), pixels, rtol=1e-5, atol=1e-4)
 
@@ -173,7 +175,7 @@ def damaged(kind, folder):
         return path, "not images"
     if kind == "folder":
         (folder / "stuff.txt").write_text("hello")
-        return folder, "no SavedModel"
+        return folder, "nor a SavedModel"
     if kind == "broken":
         (folder / "saved_model.pb").write_text("hello")
         return folder, "is not a SavedModel"
@@ -197,7 +199,7 @@ def damaged(kind, folder):
 def test_what_is_no_encoder_is_one_clear_line(kind, tmp_path):
     path, message = damaged(kind, tmp_path)
     with pytest.raises(UsageError, match=message) as caught:
-        encoders.load_encoder(str(path))
+        load_encoder(str(path))
     assert "\n" not in str(caught.value)
 
 
@@ -222,9 +224,9 @@ def test_the_script_refuses_what_is_no_encoder(tmp_path):
 def test_encoding_into_an_array_file_streams_the_encoders_outputs(
     backbone, images, batch_size, tmp_path
 ):
-    encoder = encoders.build_encoder(backbone)
+    encoder = build_encoder(backbone)
     batches = tf.data.Dataset.from_tensor_slices(images).batch(batch_size)
-    count = encoders.encode(batches, encoder, tmp_path / "e.npy", verbose=0)
+    count = embed.encode(batches, encoder, tmp_path / "e.npy", verbose=0)
     written = np.load(tmp_path / "e.npy")
     assert count == len(written) == 10
     np.testing.assert_allclose(written, encoder(images), atol=1e-5)
@@ -232,9 +234,9 @@ def test_encoding_into_an_array_file_streams_the_encoders_outputs(
 
 
 def test_encoding_into_records_keeps_the_order(backbone, images, tmp_path):
-    encoder = encoders.build_encoder(backbone)
+    encoder = build_encoder(backbone)
     batches = tf.data.Dataset.from_tensor_slices((images, range(10))).batch(4)
-    assert encoders.encode(batches, encoder, f"{tmp_path}/e.tfrecord", verbose=0) == 10
+    assert embed.encode(batches, encoder, f"{tmp_path}/e.tfrecord", verbose=0) == 10
     records = list(tf.data.TFRecordDataset(f"{tmp_path}/e.tfrecord"))
     for index, (record, expected) in enumerate(zip(records, encoder(images))):
         example = tf.train.Example.FromString(record.numpy())
@@ -246,16 +248,16 @@ def test_encoding_into_records_keeps_the_order(backbone, images, tmp_path):
 def test_encoding_a_data_set_of_this_package_shows_its_progress(
     backbone, images, capsys
 ):
-    encoder = encoders.build_encoder(backbone)
-    embeddings = encoders.encode(data.ArrayImages(images), encoder, batch_size=4)
+    encoder = build_encoder(backbone)
+    embeddings = embed.encode(ArrayImages(images), encoder, batch_size=4)
     np.testing.assert_allclose(embeddings, encoder(images), atol=1e-5)
     assert "10/10" in capsys.readouterr().out
 
 
 def test_encoding_nothing_or_into_an_unknown_format_is_refused(backbone, tmp_path):
-    encoder = encoders.build_encoder(backbone)
+    encoder = build_encoder(backbone)
     with pytest.raises(UsageError, match="neither"):
-        encoders.encode([], encoder, tmp_path / "e.csv")
+        embed.encode([], encoder, tmp_path / "e.csv")
     with pytest.raises(UsageError, match="no images"):
-        encoders.encode([], encoder, tmp_path / "e.npy")
+        embed.encode([], encoder, tmp_path / "e.npy")
     assert not list(tmp_path.iterdir())

@@ -4,14 +4,20 @@ import keras
 import numpy as np
 import pytest
 
-from ressl_keras import UsageError, data, encoders, evaluation, shapes
+from ressl_keras import UsageError
+from ressl_keras.data import shapes
+from ressl_keras.data.datasets import Dataset
+from ressl_keras.data.images import ArrayImages
+from ressl_keras.encoders.encoder import load_encoder
+from ressl_keras.evaluation import protocols
+from ressl_keras.evaluation.features import extract
 
 
 @pytest.fixture
 def dataset():
-    train = data.ArrayImages(*shapes.render(400, seed=0, size=8))
-    test = data.ArrayImages(*shapes.render(100, seed=1, size=8))
-    return data.Dataset("shapes", train, train, test, list(shapes.CLASS_NAMES))
+    train = ArrayImages(*shapes.render(400, seed=0, size=8))
+    test = ArrayImages(*shapes.render(100, seed=1, size=8))
+    return Dataset("shapes", train, train, test, list(shapes.CLASS_NAMES))
 
 
 @pytest.fixture
@@ -22,7 +28,7 @@ def encoder():
 
 
 def test_features_are_the_encoders_outputs_in_order(dataset, encoder):
-    features, labels = evaluation.extract(encoder, dataset.test, batch_size=32)
+    features, labels = extract(encoder, dataset.test, batch_size=32)
     np.testing.assert_allclose(
         features, encoder(dataset.test.images), rtol=1e-5, atol=1e-3
     )
@@ -30,74 +36,74 @@ def test_features_are_the_encoders_outputs_in_order(dataset, encoder):
 
 
 def test_an_encoder_is_judged_beside_its_untrained_self(dataset, encoder):
-    results = evaluation.evaluate(encoder, dataset, progress=lambda line: None)
+    results = protocols.evaluate(encoder, dataset, log=lambda line: None)
     assert set(results) == {"knn", "linear"}
     names = {"top1", "top5", "untrained_top1", "untrained_top5"}
     for values in results.values():
         assert set(values) == names
         assert all(0 <= value <= 100 for value in values.values())
-    lines = evaluation.table(results).split("\n")
+    lines = protocols.table(results).split("\n")
     assert len(lines) == 3 and f"{results['knn']['top1']:.2f}" in lines[1]
 
 
 def test_the_untrained_encoder_has_other_weights(encoder):
-    fresh = evaluation.untrained(encoder)
+    fresh = protocols.untrained(encoder)
     assert not np.allclose(fresh.get_weights()[0], encoder.get_weights()[0])
 
 
 def test_an_unknown_protocol_or_data_without_labels_is_refused(dataset, encoder):
     with pytest.raises(UsageError, match="Did you mean knn"):
-        evaluation.evaluate(encoder, dataset, ["knm"])
+        protocols.evaluate(encoder, dataset, ["knm"])
     with pytest.raises(UsageError, match="no labels"):
-        evaluation.evaluate(encoder, data.Dataset("mine", dataset.pretrain))
+        protocols.evaluate(encoder, Dataset("mine", dataset.pretrain))
 
 
 def test_every_protocol_is_judged_with_a_share_of_the_labels(
     dataset, encoder, tmp_path
 ):
     lines = []
-    results = evaluation.evaluate(
+    results = protocols.evaluate(
         encoder,
         dataset,
         ["knn", "linear", "finetune", "neighbours"],
         label_fraction=0.1,
         finetune_epochs=1,
         picture=str(tmp_path / "neighbours.png"),
-        progress=lines.append,
+        log=lines.append,
     )
     assert "40 labels, 10 % of every class" in lines
     for protocol in ("knn", "linear", "finetune"):
         assert results[protocol]["label_fraction"] == 0.1
         assert {"top1", "untrained_top1"} <= set(results[protocol])
     assert set(results["neighbours"]) == {"picture", "agreement"}
-    assert len(evaluation.table(results).split("\n")) == 4
+    assert len(protocols.table(results).split("\n")) == 4
     assert (tmp_path / "neighbours.png").exists()
 
 
 def test_a_saved_model_is_judged_without_an_untrained_twin(dataset, encoder, tmp_path):
     encoder.export(tmp_path / "model", verbose=False)
-    frozen = encoders.load_encoder(str(tmp_path / "model"))
-    quiet = {"progress": lambda line: None}
-    results = evaluation.evaluate(frozen, dataset, **quiet)
-    expected = evaluation.evaluate(encoder, dataset, **quiet)
+    frozen = load_encoder(str(tmp_path / "model"))
+    quiet = {"log": lambda line: None}
+    results = protocols.evaluate(frozen, dataset, **quiet)
+    expected = protocols.evaluate(encoder, dataset, **quiet)
     assert set(results["linear"]) == {"top1", "top5"}
     assert results["knn"]["top1"] == expected["knn"]["top1"]
-    assert "-" in evaluation.table(results)
+    assert "-" in protocols.table(results)
     with pytest.raises(UsageError, match="cannot be fine-tuned"):
-        evaluation.evaluate(frozen, dataset, ["finetune"], **quiet)
+        protocols.evaluate(frozen, dataset, ["finetune"], **quiet)
 
 
 def test_cached_features_are_those_of_this_encoder_and_these_images(
     dataset, encoder, tmp_path
 ):
     cache = str(tmp_path)
-    first, labels = evaluation.extract(encoder, dataset.test, cache=cache)
-    again, _ = evaluation.extract(encoder, dataset.test, cache=cache)
+    first, labels = extract(encoder, dataset.test, cache=cache)
+    again, _ = extract(encoder, dataset.test, cache=cache)
     np.testing.assert_array_equal(first, again)
     np.testing.assert_array_equal(labels, dataset.test.labels)
     assert len(list(tmp_path.iterdir())) == 1
-    evaluation.extract(encoder, dataset.train, cache=cache)
-    evaluation.extract(evaluation.untrained(encoder), dataset.test, cache=cache)
-    few, _ = evaluation.extract(encoder, dataset.test, 7, cache=cache)
+    extract(encoder, dataset.train, cache=cache)
+    extract(protocols.untrained(encoder), dataset.test, cache=cache)
+    few, _ = extract(encoder, dataset.test, 7, cache=cache)
     assert len(few) == 7
     assert len(list(tmp_path.iterdir())) == 4

@@ -7,6 +7,7 @@ import pathlib
 import subprocess
 import sys
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -14,17 +15,15 @@ import tensorflow as tf
 from conftest import ROOT
 from PIL import Image
 
-from ressl_keras import (
-    ReSSL,
-    UsageError,
-    build_backbone,
-    checkpoints,
-    data,
-    encoders,
-    export,
-    shapes,
-)
-from ressl_keras.optimizers import SGD, warmup_cosine
+from ressl_keras import UsageError, build_backbone
+from ressl_keras.config import Config
+from ressl_keras.data import shapes
+from ressl_keras.data.datasets import Dataset, load_dataset
+from ressl_keras.data.images import ArrayImages
+from ressl_keras.encoders import export, serving
+from ressl_keras.encoders.encoder import build_encoder, load_encoder
+from ressl_keras.training.exporting import export_encoder
+from ressl_keras.training.pretrain import pretrain
 
 SIZE = 32
 
@@ -51,14 +50,14 @@ def workdir(backbone, tmp_path_factory):
     """A work directory with an exported encoder."""
     folder = tmp_path_factory.mktemp("run")
     export.save_all(
-        backbone, str(folder), SIZE, {"method": "ressl"}, progress=lambda line: None
+        backbone, str(folder), SIZE, {"method": "ressl"}, log=lambda line: None
     )
     return folder
 
 
 @pytest.fixture(scope="module")
 def encoder(workdir):
-    return encoders.load_encoder(str(workdir))
+    return load_encoder(str(workdir))
 
 
 @pytest.fixture(scope="module")
@@ -89,9 +88,9 @@ def test_all_signatures_give_the_embeddings_of_the_keras_file(served, encoder, i
 def test_cifar10_images_have_the_same_embedding_in_memory_and_in_every_file(
     shared, served, encoder, backbone
 ):
-    cifar = data.load("cifar10", str(shared("tfds")), download=False).test
+    cifar = load_dataset("cifar10", str(shared("tfds")), download=False).test
     images = cifar.images[:256]
-    in_memory = encoders.build_encoder(backbone)(images)
+    in_memory = build_encoder(backbone)(images)
     files = [encoded(image) for image in images.numpy()]
     others = {
         "encoder.keras": encoder(images),
@@ -243,8 +242,8 @@ def test_other_colour_spaces_are_read_as_pillow_reads_them(
 
 
 def test_embeddings_have_unit_length_on_request(backbone, images, tmp_path):
-    encoder = encoders.build_encoder(backbone)
-    path = export.save_saved_model(encoder, SIZE, str(tmp_path), normalize=True)
+    encoder = build_encoder(backbone)
+    path = serving.save_saved_model(encoder, SIZE, str(tmp_path), normalize=True)
     served = tf.saved_model.load(path).signatures
     embedding = served["serving_default"](images=images.astype(np.float32))["embedding"]
     plain = encoder(images).numpy()
@@ -253,12 +252,12 @@ def test_embeddings_have_unit_length_on_request(backbone, images, tmp_path):
 
 
 def test_a_new_export_takes_the_next_number_and_leaves_the_others(backbone, tmp_path):
-    encoder = encoders.build_encoder(backbone)
+    encoder = build_encoder(backbone)
     (tmp_path / "7").mkdir()
     (tmp_path / "7" / "note").write_text("mine")
     (tmp_path / "latest").mkdir()
-    first = export.save_saved_model(encoder, SIZE, str(tmp_path), warmup=False)
-    second = export.save_saved_model(encoder, SIZE, str(tmp_path), warmup=False)
+    first = serving.save_saved_model(encoder, SIZE, str(tmp_path), warmup=False)
+    second = serving.save_saved_model(encoder, SIZE, str(tmp_path), warmup=False)
     assert [os.path.basename(path) for path in (first, second)] == ["8", "9"]
     assert sorted(os.listdir(tmp_path)) == ["7", "8", "9", "latest"]
     assert (tmp_path / "7" / "note").read_text() == "mine"
@@ -270,12 +269,12 @@ def test_a_failed_export_leaves_nothing_behind(backbone, tmp_path, monkeypatch):
 
     monkeypatch.setattr(tf.saved_model, "save", fail)
     with pytest.raises(OSError, match="disk full"):
-        export.save_saved_model(encoders.build_encoder(backbone), SIZE, str(tmp_path))
+        serving.save_saved_model(build_encoder(backbone), SIZE, str(tmp_path))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_saved_model_is_an_encoder_of_the_right_size(workdir, encoder, images):
-    loaded = encoders.load_encoder(str(workdir / "export" / "1"))
+    loaded = load_encoder(str(workdir / "export" / "1"))
     assert loaded.input_shape == (None, SIZE, SIZE, 3)
     assert difference(loaded(images), encoder(images)) <= 1e-5
 
@@ -298,89 +297,115 @@ def test_warmup_requests_are_answered_by_the_model(workdir, served):
     assert set(asked) == {"serving_default", "serve_uint8", "serve_bytes"}
 
 
+RUNS = {
+    "plain": {},
+    "predictor": {"predictor_dim": 12},
+    "several crops": {"crops": (SIZE, 24), "image_size": SIZE},
+    "synchronized": {"batch_norm": "synchronized"},
+    "half precision": {"precision": "mixed_float16"},
+}
+
+
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A run as training leaves it: flags and a checkpoint; and its model."""
-    folder = tmp_path_factory.mktemp("trained")
-    keras.utils.set_random_seed(3)
-    network = build_backbone("resnet10_small", (SIZE, SIZE, 3), width=4)
-    projector = keras.Sequential(
-        [
-            keras.Input([32]),
-            keras.layers.Dense(16, "relu"),
-            keras.layers.Dense(8),
-        ]
-    )
-    model = ReSSL(network, projector, queue_size=64)
-    model.teacher.set_weights([w + 0.01 for w in model.teacher.get_weights()])
-    model.compile(SGD(warmup_cosine(0.1, 10, 2)))
-    model.optimizer.build(model.trainable_variables)
-    model.optimizer.iterations.assign(7)
-    checkpoints.save(model, str(folder / "checkpoints"), 7)
-    flags = {
-        "backbone": "resnet10_small",
-        "width": 4,
-        "hidden_dim": 16,
-        "embedding_dim": 8,
-        "queue_size": 64,
-        "batch_size": 32,
-        "dataset": "shapes",
-        "image_size": SIZE,
-    }
-    lines = [f"--{name}={value}\n" for name, value in flags.items()]
-    (folder / "flags.txt").write_text("".join([*lines, "--noevaluate\n"]))
-    (folder / "metrics.csv").write_text("epoch,step,loss,knn_top1\n1,7,3.2,41.5\n")
-    return folder, model
+def runs(tmp_path_factory):
+    """Runs of two steps, as training leaves them: dict from name to folder."""
+    pixels, labels = shapes.render(32, seed=0, size=SIZE)
+    images = ArrayImages(pixels, labels)
+    dataset = Dataset("drawn", images, images, images, list(shapes.CLASS_NAMES))
+    folders = {}
+    for name, settings in RUNS.items():
+        folders[name] = tmp_path_factory.mktemp("run")
+        config = Config(
+            backbone="resnet10_small",
+            width=4,
+            hidden_dim=16,
+            embedding_dim=8,
+            queue_size=64,
+            batch_size=16,
+            epochs=1,
+            warmup_epochs=0,
+            **settings,
+        )
+        options = {"verbose": False, "log": lambda line: None}
+        pretrain(dataset, folders[name], config, **options)
+    return folders
 
 
-@pytest.mark.parametrize(
-    "network, with_projector", [("student", False), ("teacher", True)]
-)
-def test_the_encoder_of_a_run_is_the_network_that_was_asked_for(
-    network, with_projector, run, images
-):
-    folder, model = run
-    path = export.export_run(
-        str(folder), network, with_projector, progress=lambda line: None
-    )
-    layers = getattr(model, network).layers[: 2 if with_projector else 1]
-    expected = (images / 255 - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
-    for layer in layers:
-        expected = layer(expected)
-    assert difference(encoders.load_encoder(path)(images), expected) <= 1e-4
-    description = json.loads((folder / "encoder.json").read_text())
-    assert description["steps"] == 7 and description["dataset"] == "shapes"
-    judged = network == "student" and not with_projector
-    assert description["knn_top1"] == (41.5 if judged else None)
+@pytest.fixture
+def run(runs):
+    return runs["plain"]
 
 
-def test_the_command_exports_a_run(run, images):
-    folder, _ = run
-    versions = len(list((folder / "export").glob("*")))
-    command = [sys.executable, "-m", "ressl_keras.export", f"--workdir={folder}"]
+def checkpoint(folder):
+    """Arrays of the newest checkpoint of a run, by their path in the file."""
+    found = {}
+
+    def keep(name, item):
+        if isinstance(item, h5py.Dataset):
+            found[name] = item[()]
+
+    (path,) = (folder / "checkpoints").glob("step-*")
+    with h5py.File(path) as file:
+        file.visititems(keep)
+    return found
+
+
+@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("network", ["student", "teacher"])
+def test_every_run_is_exported_with_the_weights_of_its_checkpoint(name, network, runs):
+    path = export_encoder(str(runs[name]), network, log=lambda line: None)
+    saved = checkpoint(runs[name])
+    # Layers that student and backbone share are saved below the backbone.
+    student = {key for key in saved if key.startswith(("backbone/", "optimizer/"))}
+    keys = student if network == "student" else saved.keys() - student
+    saved = [saved[key] for key in keys]
+    trained = [w for w in load_encoder(path).weights if w.shape != (1, 1, 1, 3)]
+    assert len(trained) > 50
+    for weight in trained:
+        assert any(np.array_equal(weight, array) for array in saved), weight.path
+    described = json.loads((runs[name] / "encoder.json").read_text())
+    assert described["network"] == network
+    assert described["steps"] == 2 and described["dataset"] == "drawn"
+    assert (described["knn_top1"] is not None) == (network == "student")
+
+
+def test_an_encoder_with_projector_returns_the_embeddings(run, images):
+    plain = load_encoder(export_encoder(str(run), log=lambda line: None))
+    path = export_encoder(str(run), with_projector=True, log=lambda line: None)
+    features, embeddings = plain(images).numpy(), load_encoder(path)(images)
+    arrays = list(load_encoder(path).get_weights()[-4:])
+    hidden = np.maximum(features @ arrays[0] + arrays[1], 0)
+    assert difference(hidden @ arrays[2] + arrays[3], embeddings) <= 1e-4
+    assert embeddings.shape == (20, 8)
+
+
+def test_the_command_exports_a_run(run):
+    versions = len(list((run / "export").glob("*")))
+    module = "ressl_keras.commands.export"
+    command = [sys.executable, "-m", module, f"--workdir={run}"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert "student of step 7" in result.stdout
-    assert len(list((folder / "export").glob("*"))) == versions + 1
-    assert "RuntimeWarning" not in result.stderr
+    assert "student of step 2" in result.stdout
+    assert len(list((run / "export").glob("*"))) == versions + 1
 
 
 def test_what_cannot_be_exported_is_one_clear_line(run, tmp_path, monkeypatch):
-    folder, _ = run
+    folder = run
     with pytest.raises(UsageError, match="not a run"):
-        export.export_run(str(tmp_path))
+        export_encoder(str(tmp_path))
     (tmp_path / "flags.txt").write_text((folder / "flags.txt").read_text())
     with pytest.raises(UsageError, match="no checkpoint"):
-        export.export_run(str(tmp_path))
+        export_encoder(str(tmp_path))
     with pytest.raises(UsageError, match="Unknown network"):
-        export.export_run(str(folder), "pupil")
+        export_encoder(str(folder), "pupil")
     with pytest.raises(UsageError, match="Unknown format"):
-        export.export_run(str(folder), formats=["caffe"])
-    monkeypatch.setattr(export, "_has", lambda module: False)
+        export_encoder(str(folder), formats=["caffe"])
+    for module in (export, serving):
+        monkeypatch.setattr(module, "has_module", lambda name: False)
     with pytest.raises(UsageError, match="pip install tf2onnx onnx"):
-        export.export_run(str(folder), formats=["onnx"])
+        export_encoder(str(folder), formats=["onnx"])
     with pytest.raises(UsageError, match="tensorflow-serving-api"):
-        export.export_run(str(folder), warmup=True)
+        export_encoder(str(folder), warmup=True)
 
 
 def test_onnx_computes_the_same(encoder, images, tmp_path):

@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from ressl_keras import figures
+from ressl_keras.evaluation import figures
 
 HOSTILE = '<script>alert("1")</script> & $x_2$ é'
 

@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from ressl_keras import build_backbone, data, encoders, finetuning, labelled, shapes
+from ressl_keras import build_backbone
+from ressl_keras.data import shapes
+from ressl_keras.data.datasets import load_dataset
+from ressl_keras.data.images import ArrayImages, stratified
+from ressl_keras.encoders.encoder import build_encoder, load_encoder, save_encoder
+from ressl_keras.evaluation import classifiers
 
 
 @pytest.fixture
@@ -19,18 +24,18 @@ def images():
     labels = np.arange(200) % 2
     levels = np.where(labels, 180, 60)[:, np.newaxis, np.newaxis, np.newaxis]
     pixels = random.normal(levels, 20, [200, 8, 8, 3]).clip(0, 255)
-    return data.ArrayImages(pixels.astype(np.uint8), labels)
+    return ArrayImages(pixels.astype(np.uint8), labels)
 
 
 @pytest.fixture
 def encoder():
-    return encoders.build_encoder(build_backbone("resnet10_small", (8, 8, 3), width=4))
+    return build_encoder(build_backbone("resnet10_small", (8, 8, 3), width=4))
 
 
 def test_it_learns_and_leaves_the_encoder_as_it_is(images, encoder):
     before = [weight.copy() for weight in encoder.get_weights()]
-    train = labelled.stratified(images, 0.5)
-    result = finetuning.finetune(encoder, train, images, epochs=20, batch_size=25)
+    train = stratified(images, 0.5)
+    result = classifiers.finetune(encoder, train, images, epochs=20, batch_size=25)
     assert result["top1"] >= 95
     for weight, old in zip(encoder.get_weights(), before):
         np.testing.assert_array_equal(weight, old)
@@ -38,14 +43,14 @@ def test_it_learns_and_leaves_the_encoder_as_it_is(images, encoder):
 
 def test_the_same_seed_gives_the_same_result(images, encoder):
     one, same = (
-        finetuning.finetune(encoder, images, images, 1, 50, seed=4) for _ in range(2)
+        classifiers.finetune(encoder, images, images, 1, 50, seed=4) for _ in range(2)
     )
     assert one == same
 
 
 def test_the_example_finetunes_on_shapes(tmp_path):
     backbone = build_backbone("resnet10_small", (32, 32, 3), width=4)
-    path = encoders.save_encoder(encoders.build_encoder(backbone), str(tmp_path), {})
+    path = save_encoder(build_encoder(backbone), str(tmp_path), {})
     result = subprocess.run(
         [sys.executable, ROOT / "examples" / "finetune.py", path, "1"],
         cwd=tmp_path,
@@ -65,12 +70,12 @@ def test_one_percent_of_the_labels_goes_further_from_a_pretrained_encoder(shared
     """Set RESSL_ENCODER to the encoder of flags/cifar10_cpu.flags."""
     if "RESSL_ENCODER" not in os.environ:
         pytest.skip("RESSL_ENCODER names no encoder")
-    encoder = encoders.load_encoder(os.environ["RESSL_ENCODER"])
-    cifar = data.load("cifar10", str(shared("tfds")), download=False)
-    train = labelled.stratified(cifar.train, 0.01)
-    pretrained = finetuning.finetune(encoder, train, cifar.test)["top1"]
-    scratch = finetuning.finetune(keras.models.clone_model(encoder), train, cifar.test)[
-        "top1"
-    ]
+    encoder = load_encoder(os.environ["RESSL_ENCODER"])
+    cifar = load_dataset("cifar10", str(shared("tfds")), download=False)
+    train = stratified(cifar.train, 0.01)
+    pretrained = classifiers.finetune(encoder, train, cifar.test)["top1"]
+    scratch = classifiers.finetune(
+        keras.models.clone_model(encoder), train, cifar.test
+    )["top1"]
     print(f"500 labels: {pretrained:.2f} %, from scratch {scratch:.2f} %")
     assert pretrained >= scratch + 5

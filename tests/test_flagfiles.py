@@ -11,11 +11,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tiny
-from absl import flags
 from conftest import ROOT
+from options import parse
 
-import train
-from ressl_keras import backbones, build_backbone, data
+from ressl_keras import build_backbone
+from ressl_keras.commands import train
+from ressl_keras.data import datasets
+from ressl_keras.data.datasets import Dataset
+from ressl_keras.data.images import ArrayImages, EncodedImages
+from ressl_keras.training import build
 
 IMAGE_SIZES = {
     "quickstart": 32,
@@ -43,7 +47,7 @@ def stand_in(name, size, random):
     labels = np.arange(8) % 2
     if name not in SEVERAL_SIZES:
         images = random.integers(0, 256, [8, size, size, 3]).astype(np.uint8)
-        images = data.ArrayImages(images, labels)
+        images = ArrayImages(images, labels)
     else:
         images = [
             tf.io.encode_jpeg(
@@ -51,23 +55,14 @@ def stand_in(name, size, random):
             ).numpy()
             for i in range(8)
         ]
-        images = data.EncodedImages(images, labels, in_memory=True)
-    return data.Dataset(name, images, images, images, ["even", "odd"])
+        images = EncodedImages(images, labels, in_memory=True)
+    return Dataset(name, images, images, images, ["even", "odd"])
 
 
 @functools.cache
-def build(backbone, side, width):
+def build_once(backbone, side, width):
     """Sees once that there is such a network."""
     build_backbone(backbone, (side, side, 3), width=width)
-
-
-@pytest.fixture
-def flagged():
-    """train.py's flags, as they were before afterwards."""
-    before = flags.FLAGS.flag_values_dict()
-    yield flags.FLAGS
-    for name, value in before.items():
-        flags.FLAGS[name].value = value
 
 
 def test_each_flagfile_is_tried():
@@ -75,29 +70,25 @@ def test_each_flagfile_is_tried():
 
 
 @pytest.mark.parametrize("name, size", IMAGE_SIZES.items())
-def test_a_flagfile_trains(name, size, random, flagged, monkeypatch, tmp_path, capsys):
-    monkeypatch.chdir(ROOT)
-    flagged(
-        [
-            "train.py",
-            f"--flagfile=flags/{name}.flags",
-            f"--workdir={tmp_path}",
-            "--batch_size=4",
-            "--queue_size=16",
-            "--max_steps=2",
-            "--knn_every=0",
-            "--strategy=one_device",
-            "--noevaluate",
-        ]
+def test_a_recipe_trains(name, size, random, monkeypatch, tmp_path, capsys):
+    options = parse(
+        train.TrainOptions,
+        f"--recipe={name}",
+        f"--workdir={tmp_path}",
+        "--batch_size=4",
+        "--queue_size=16",
+        "--max_steps=2",
+        "--knn_every=0",
+        "--strategy=one_device",
+        "--noevaluate",
     )
-    monkeypatch.setattr(
-        data, "load", lambda name, *options: stand_in(name, size, random)
-    )
-    if flagged.backbone.startswith("resnet"):
-        side = None if flagged.crops else size
-        build(flagged.backbone, side, flagged.width)
-        monkeypatch.setattr(backbones, "build_backbone", tiny.build_backbone)
-    train.run()
+    dataset = stand_in(options.dataset, size, random)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_: dataset)
+    if options.backbone.startswith("resnet"):
+        side = None if options.crops else size
+        build_once(options.backbone, side, options.width)
+        monkeypatch.setattr(build, "build_backbone", tiny.build_backbone)
+    train.run(options)
     assert f"8 images of {size} pixels" in capsys.readouterr().out
     encoder = keras.models.load_model(tmp_path / "encoder.keras")
     assert encoder.input_shape[1:] == (size, size, 3)

@@ -5,10 +5,13 @@ import sys
 
 import pytest
 import tiny
-from absl import flags
 
-import train
-from ressl_keras import backbones, checkpoints, data, evaluation, progress, shapes
+from ressl_keras.commands import train
+from ressl_keras.data import datasets, shapes
+from ressl_keras.data.datasets import Dataset
+from ressl_keras.data.images import ArrayImages
+from ressl_keras.evaluation import protocols
+from ressl_keras.training import build, checkpoints, progress
 
 COMMAND = "python train.py --workdir=here"
 
@@ -20,43 +23,36 @@ def press(*_, **__):
 
 @pytest.fixture
 def run(monkeypatch, tmp_path, capsys):
-    """Runs train.py for four steps; returns its output and exit status."""
+    """Trains for four steps; returns the command's output and exit status."""
     # Python leaves the signal ignored where it was started so, as in the background.
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    values = flags.FLAGS
-    before = values.flag_values_dict()
-    values(
-        [
-            "train.py",
-            f"--workdir={tmp_path}",
-            "--batch_size=8",
-            "--queue_size=16",
-            "--hidden_dim=8",
-            "--embedding_dim=4",
-            "--epochs=2",
-            "--knn_every=0",
-            "--strategy=one_device",
-        ]
+    options = train.TrainOptions(
+        workdir=str(tmp_path),
+        batch_size=8,
+        queue_size=16,
+        hidden_dim=8,
+        embedding_dim=4,
+        epochs=2,
+        knn_every=0,
+        strategy="one_device",
     )
-    drawn = data.ArrayImages(*shapes.render(16, 0, size=8))
-    dataset = data.Dataset("drawn", drawn, drawn, drawn, list(shapes.CLASS_NAMES))
-    monkeypatch.setattr(data, "load", lambda *_: dataset)
-    monkeypatch.setattr(backbones, "build_backbone", tiny.build_backbone)
-    monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: {})
+    drawn = ArrayImages(*shapes.render(16, 0, size=8))
+    dataset = Dataset("drawn", drawn, drawn, drawn, list(shapes.CLASS_NAMES))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_: dataset)
+    monkeypatch.setattr(build, "build_backbone", tiny.build_backbone)
+    monkeypatch.setattr(protocols, "evaluate", lambda *_, **__: {})
     monkeypatch.setattr(sys, "orig_argv", ["/bin/python", *COMMAND.split()[1:]])
 
     def run():
         status = 0
         try:
-            train.main([])
+            train.train(options)
         except SystemExit as end:
             status = end.code
         return capsys.readouterr().out, status
 
     yield run
     signal.signal(signal.SIGINT, handler)
-    for name, value in before.items():
-        values[name].value = value
 
 
 @pytest.fixture
@@ -67,7 +63,7 @@ def at_step(monkeypatch):
     def at_step(step, action):
         def on_train_batch_end(self, batch, logs=None):
             kept(self, batch, logs)
-            if int(self.model.optimizer.iterations.numpy()) == step:
+            if self.step == step:
                 action()
 
         monkeypatch.setattr(progress.Progress, "on_train_batch_end", on_train_batch_end)
@@ -80,10 +76,10 @@ def saved(folder):
 
 
 def test_before_the_first_step_there_is_nothing_to_save(run, monkeypatch, tmp_path):
-    monkeypatch.setattr(data, "load", press)
+    monkeypatch.setattr(datasets, "load_dataset", press)
     output, status = run()
     assert status == 130
-    assert f"Nothing was learned yet. To start again:\n  {COMMAND}\n" in output
+    assert f"No step is saved. To start again:\n  {COMMAND}\n" in output
     assert saved(tmp_path) == 0
 
 
@@ -92,7 +88,7 @@ def test_a_step_is_finished_and_saved(step, run, at_step, monkeypatch, tmp_path)
     at_step(step, press)
     output, status = run()
     assert status == 130
-    assert f"Stopped at step {step}, which is saved. To go on from there:" in output
+    assert f"Stopped at step {step}, which is saved. To resume:" in output
     assert f"\n  {COMMAND}\n" in output
     assert saved(tmp_path) == step
     assert not (tmp_path / "encoder.keras").exists()
@@ -100,14 +96,14 @@ def test_a_step_is_finished_and_saved(step, run, at_step, monkeypatch, tmp_path)
         at_step(step, lambda: None)
         output, status = run()
         assert status == 0
-        assert "Going on at step 1 of 4." in output
+        assert "Resuming at step 1 of 4." in output
 
 
 def test_the_evaluation_can_be_repeated(run, monkeypatch, tmp_path):
-    monkeypatch.setattr(evaluation, "evaluate", press)
+    monkeypatch.setattr(protocols, "evaluate", press)
     output, status = run()
     assert status == 130
-    assert f"Step 4 is saved. To go on from there:\n  {COMMAND}\n" in output
+    assert f"Step 4 is saved. To resume:\n  {COMMAND}\n" in output
     assert (tmp_path / "encoder.keras").exists()
 
 
@@ -119,5 +115,5 @@ def test_pressed_twice_it_stops_at_once(run, at_step, tmp_path):
     at_step(1, twice)
     output, status = run()
     assert status == 130
-    assert "Nothing was learned yet" in output
+    assert "No step is saved" in output
     assert saved(tmp_path) == 0

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ressl_keras import losses
+from ressl_keras.method import losses
 
 PAIRS = ("default", "warm", "sharp")
 
@@ -77,7 +77,7 @@ def test_the_gradient_of_the_log_partition_is_the_softmax(random):
     logits = tf.constant(random.normal(size=[5, 7]) * 20)
     with tf.GradientTape() as tape:
         tape.watch(logits)
-        relation = losses.distribution(logits)
+        relation = losses.softmax(logits)
     gradient = tape.gradient(relation.log_partition, logits)
     expected = np.exp(log_softmax(logits.numpy()))
     np.testing.assert_allclose(gradient, expected, atol=1e-12)
@@ -98,5 +98,5 @@ def test_info_nce_matches_numpy(random):
 def test_entropy_of_uniform_and_of_certain_relations():
     logits = tf.constant([[0.0] * 8, [100.0] + [0.0] * 7])
     np.testing.assert_allclose(
-        losses.entropy(losses.distribution(logits)), [np.log(8), 0], atol=1e-6
+        losses.entropy(losses.softmax(logits)), [np.log(8), 0], atol=1e-6
     )

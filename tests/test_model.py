@@ -6,7 +6,8 @@ import pytest
 import tensorflow as tf
 import tiny
 
-from ressl_keras import SGD, ReSSL, UsageError, build_projector, objectives, views
+from ressl_keras import SGD, ReSSL, UsageError, build_projector, views
+from ressl_keras.method import objectives
 
 LOGS = {
     "loss",
@@ -24,10 +25,13 @@ def make(queue_size=20, synchronized=False, **options):
     model = ReSSL(
         tiny.build_backbone(synchronized=synchronized),
         build_projector(4, 16, 6),
-        views.weak_view(8),
-        views.strong_view(8),
         queue_size=queue_size,
-        **{"momentum": 0.9, **options},
+        **{
+            "teacher_view": views.weak_view(8),
+            "student_view": views.strong_view(8),
+            "momentum": 0.9,
+            **options,
+        },
     )
     model.compile(SGD(0.03, l2=1e-3), jit_compile=False)
     return model
@@ -45,6 +49,11 @@ def batches(random, count, batch=8):
 
 def fit(model, dataset):
     return model.fit(dataset, shuffle=False, verbose=0).history
+
+
+def see(model, data):
+    """The views of the model's next step, the teacher's first."""
+    return model.views(data, model.step.value)
 
 
 def values(variables):
@@ -87,7 +96,7 @@ def test_teacher_batch_norm_sees_its_own_batches(random):
     student's towards that over the strong ones."""
     model = make()
     batch = next(iter(batches(random, 1)))
-    weak, strong = model._views(batch)
+    weak, strong = see(model, batch)
     expected = []
     for network, images in ((model.teacher, weak), (model.student, strong)):
         kernel = network.layers[0].layers[1].kernel
@@ -105,7 +114,7 @@ def test_step_follows_the_papers_algorithm(random):
     the student alone, then the teacher's embeddings at the end of the queue."""
     model, twin = make(), make()
     batch = next(iter(batches(random, 1)))
-    weak, strong = twin._views(batch)
+    weak, strong = see(twin, batch)
 
     def unit(x):
         return x / np.linalg.norm(x, axis=-1, keepdims=True)
@@ -170,8 +179,7 @@ def test_a_step_compiled_by_xla_learns_the_same(random):
     dataset = tf.data.Dataset.from_tensor_slices(images).batch(8)
     histories = []
     for compiled in (False, True):
-        model = make()
-        model.teacher_view = model.student_view = None
+        model = make(teacher_view=None, student_view=None)
         model.compile(SGD(0.03, l2=1e-3), jit_compile=compiled)
         histories.append(fit(model, dataset))
     for name, values in histories[0].items():
@@ -179,9 +187,8 @@ def test_a_step_compiled_by_xla_learns_the_same(random):
 
 
 def test_the_two_views_draw_for_themselves(random):
-    model = make()
-    model.student_view = model.teacher_view
-    weak, strong = model._views(next(iter(batches(random, 1))))
+    model = make(student_view=views.weak_view(8))
+    weak, strong = see(model, next(iter(batches(random, 1))))
     assert not np.allclose(weak, strong)
 
 
@@ -195,9 +202,9 @@ def test_labels_beside_the_images_are_ignored(random):
 def test_views_may_start_from_different_images(random):
     images = tf.constant(random.integers(0, 256, [2, 8, 8, 8, 3]).astype(np.uint8))
     model, twin = make(), make()
-    weak, _ = twin._views(images[0])
-    _, strong = twin._views(images[1])
-    pair = model._views({"teacher": images[0], "student": images[1]})
+    weak, _ = see(twin, images[0])
+    _, strong = see(twin, images[1])
+    pair = see(model, {"teacher": images[0], "student": images[1]})
     np.testing.assert_array_equal(pair[0], weak)
     np.testing.assert_array_equal(pair[1], strong)
 
@@ -251,7 +258,7 @@ def test_multi_crop_is_the_mean_of_single_crops(random, options):
     """In loss and in what is learned: the first step of SGD is linear in the loss."""
     model = make_crops([8, 6, 4], **options)
     batch = next(iter(batches(random, 1)))
-    teacher, *crops = model._views(batch)
+    teacher, *crops = see(model, batch)
     assert [crop.shape[1] for crop in crops] == [8, 6, 4]
     logs = model.train_step(batch)
     singles, learned = zip(*single_crops(teacher, crops, **options))
@@ -265,7 +272,7 @@ def test_crops_of_one_size_share_a_pass(random):
     the mean over both, where two passes would move it twice."""
     model = make_crops([8, 8])
     batch = next(iter(batches(random, 1)))
-    _, *crops = model._views(batch)
+    _, *crops = see(model, batch)
     assert not np.allclose(*crops)
     kernel = model.student.layers[0].layers[1].kernel
     mean = np.mean(tf.nn.conv2d(tf.concat(crops, 0), kernel, 1, "SAME"), axis=(0, 1, 2))
@@ -278,15 +285,15 @@ def test_crops_may_have_been_made_while_reading(random):
     """As a tuple in the place of the student's images."""
     model, twin = make_crops([8, 6]), make_crops([8, 6])
     images = tf.constant(random.integers(0, 256, [2, 8, 8, 8, 3]).astype(np.uint8))
-    pair = model._views({"teacher": images[0], "student": (images[0], images[1])})
-    np.testing.assert_array_equal(pair[1], twin._views(images[0])[1])
-    np.testing.assert_array_equal(pair[2], twin._views(images[1])[2])
+    pair = see(model, {"teacher": images[0], "student": (images[0], images[1])})
+    np.testing.assert_array_equal(pair[1], see(twin, images[0])[1])
+    np.testing.assert_array_equal(pair[2], see(twin, images[1])[2])
 
 
 def test_without_a_queue_the_other_images_of_the_batch_are_the_references(random):
     model, twin = make(references="batch"), make(references="batch")
     batch = next(iter(batches(random, 1)))
-    weak, strong = twin._views(batch)
+    weak, strong = see(twin, batch)
 
     def unit(x):
         return x / np.linalg.norm(x, axis=-1, keepdims=True)
@@ -310,7 +317,7 @@ def test_a_predictor_is_the_students_alone(random):
     assert len(model.teacher.weights) == len(model.student.weights)
     before = values(model.predictor.weights)
     batch = next(iter(batches(random, 1)))
-    weak, strong = model._views(batch)
+    weak, strong = see(model, batch)
     plain = make()
     teacher = plain.teacher(weak, training=True).numpy()
     teacher /= np.linalg.norm(teacher, axis=-1, keepdims=True)
@@ -346,7 +353,7 @@ class Apart:
 def test_any_function_of_the_similarities_is_a_method(random):
     model, twin = make(objective=Apart()), make()
     batch = next(iter(batches(random, 1)))
-    weak, strong = twin._views(batch)
+    weak, strong = see(twin, batch)
     teacher = twin.teacher(weak, training=True).numpy()
     student = twin.student(strong, training=True).numpy()
     lengths = np.linalg.norm(teacher, axis=-1) * np.linalg.norm(student, axis=-1)
@@ -368,7 +375,7 @@ def test_a_model_of_all_parts_goes_on_after_loading(random, tmp_path):
     loaded = keras.models.load_model(tmp_path / "model.keras")
     for name in ("objective", "references"):
         assert loaded.get_config()[name] == model.get_config()[name]
-    assert len(loaded.student_view) == 2
+    assert len(loaded.views.students) == 2
     assert fit(loaded, dataset) == fit(model, dataset)
 
 
@@ -420,3 +427,44 @@ def test_a_model_called_on_images_embeds_them(random):
 def test_impossible_settings_are_refused(options, message):
     with pytest.raises(UsageError, match=message):
         make(**options)
+
+
+def test_the_step_counts_every_step_also_those_that_loss_scaling_skips(random):
+    keras.mixed_precision.set_global_policy("mixed_float16")
+    try:
+        model = make()
+        # With float16's largest number as the scale every gradient overflows at first.
+        model.compile(
+            keras.optimizers.LossScaleOptimizer(SGD(0.03), initial_scale=2.0**40),
+            jit_compile=False,
+        )
+        before = values(model.student.trainable_variables)
+        fit(model, batches(random, 3))
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    assert int(model.step) == 3
+    for old, new in zip(before, values(model.student.trainable_variables)):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_the_learning_rate_follows_the_step_past_skipped_updates(random):
+    schedule = keras.optimizers.schedules.PolynomialDecay(0.4, 4)  # 0.4, 0.3, 0.2, 0.1
+    keras.mixed_precision.set_global_policy("mixed_float16")
+    try:
+        model = make()
+        model.compile(
+            keras.optimizers.LossScaleOptimizer(SGD(schedule), initial_scale=2.0**40),
+            jit_compile=False,
+        )
+        rates = [
+            fit(model, batch)["learning_rate"] for batch in [batches(random, 1)] * 3
+        ]
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    np.testing.assert_allclose(np.ravel(rates), [0.4, 0.3, 0.2], rtol=1e-3)
+
+
+def test_raw_images_without_views_are_refused(random):
+    model = make(teacher_view=None, student_view=None)
+    with pytest.raises(UsageError, match="built without views"):
+        model.train_step(next(iter(batches(random, 1))))

@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
-from ressl_keras import data, neighbours
+from ressl_keras.data.images import ArrayImages
+from ressl_keras.evaluation import neighbours
 
 
 def test_the_nearest_are_those_of_scikit_learn(random):
@@ -32,7 +33,7 @@ def images():
     labels = np.arange(36) % 3
     images = np.full([36, 8, 8, 3], 20, np.uint8)
     images[np.arange(36), :, :, labels] = 200
-    return data.ArrayImages(images, labels)
+    return ArrayImages(images, labels)
 
 
 def test_the_picture_shows_queries_beside_their_neighbours(images, encoder, tmp_path):
@@ -50,7 +51,7 @@ def test_the_picture_shows_queries_beside_their_neighbours(images, encoder, tmp_
 
 
 def test_images_without_labels_can_be_drawn(images, encoder, tmp_path):
-    plain = data.ArrayImages(images.images)
+    plain = ArrayImages(images.images)
     path = str(tmp_path / "neighbours.png")
     assert neighbours.picture(encoder, plain, plain, path, 3, 4) is None
     assert Image.open(path).size[1] == 3 * (8 * 8 + 10)

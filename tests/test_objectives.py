@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ressl_keras import UsageError, losses, objectives
+from ressl_keras import UsageError
+from ressl_keras.method import losses, objectives
 
 
 def log_softmax(x):
@@ -23,8 +24,8 @@ def call(objective, similarities, step):
     """The objective on relations at the temperatures that it names."""
     student, teacher, positive = map(tf.constant, similarities)
     return objective(
-        losses.distribution(student / objective.student_temperature),
-        losses.distribution(teacher / objective.teacher_temperature),
+        losses.softmax(student / objective.student_temperature),
+        losses.softmax(teacher / objective.teacher_temperature),
         positive,
         step=tf.constant(step),
     )

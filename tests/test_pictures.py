@@ -7,7 +7,13 @@ import pytest
 import tiny
 from PIL import Image
 
-from ressl_keras import SGD, ReSSL, data, pictures, shapes, training, views
+from ressl_keras import SGD, ReSSL, views
+from ressl_keras.config import Config
+from ressl_keras.data import pipeline, shapes
+from ressl_keras.data.datasets import Dataset
+from ressl_keras.data.images import ArrayImages, EncodedImages
+from ressl_keras.evaluation import pictures
+from ressl_keras.training.preview import preview
 
 CELL, GAP = 128, 8
 
@@ -46,20 +52,20 @@ def seen_in_training(images, operations, seed, batch_size, **reading):
         seed=seed,
     )
     model.compile(SGD(0.1), run_eagerly=True)
-    batches = data.training_batches(images, batch_size, seed, 0, 1, **reading)
+    batches = pipeline.training_batches(images, batch_size, seed, 0, 1, **reading)
     model.fit(batches, shuffle=False, verbose=0)
     made = [255 * (layer.made * views.STD + views.MEAN) for layer in layers]
     return [np.round(np.clip(each, 0, 255)).astype(np.uint8) for each in made]
 
 
 def test_the_preview_shows_what_the_first_step_sees(tmp_path):
-    images = data.ArrayImages(*shapes.render(80, seed=0))
-    dataset = data.Dataset("shapes", images)
-    path = training.preview(dataset, str(tmp_path), seed=3, count=5)
+    images = ArrayImages(*shapes.render(80, seed=0))
+    dataset = Dataset("shapes", images)
+    path = preview(dataset, str(tmp_path), Config(seed=3), count=5)
     crop = [views.RandomResizedCropAndFlip(32)]
     strong = [*crop, *views.photometric_operations()]
     weak, strong = seen_in_training(images, [crop, strong], 3, 20)
-    (batch,) = data.training_batches(images, 20, 3, 0, 1)
+    (batch,) = pipeline.training_batches(images, 20, 3, 0, 1)
     for row, (image, teacher, student) in enumerate(cells(path, 5, 3, 128)):
         np.testing.assert_array_equal(image[::4, ::4], batch[row])
         np.testing.assert_array_equal(teacher[::4, ::4], weak[row])
@@ -75,16 +81,14 @@ def photographs(tmp_path):
     for i, image in enumerate(pixels):
         paths.append(str(tmp_path / f"{i}.jpg"))
         Image.fromarray(image[: 40 + i]).save(paths[-1], quality=95)
-    return data.EncodedImages(paths)
+    return EncodedImages(paths)
 
 
 def test_every_crop_of_images_of_several_sizes_is_shown(photographs, tmp_path):
-    path = training.preview(
-        data.Dataset("mine", photographs),
+    path = preview(
+        Dataset("mine", photographs),
         str(tmp_path),
-        method="moco_v2",
-        image_size=32,
-        crops=[32, 16],
+        Config(method="moco_v2", image_size=32, crops=(32, 16)),
         count=4,
     )
     strong = views.photometric_operations()

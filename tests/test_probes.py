@@ -8,7 +8,10 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
-from ressl_keras import data, probes, shapes
+from ressl_keras.data import shapes
+from ressl_keras.data.datasets import load_dataset
+from ressl_keras.data.images import ArrayImages
+from ressl_keras.evaluation import classifiers, knn
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +31,7 @@ def test_knn_matches_scikit_learn(features, k):
         k, metric="cosine", weights=lambda distance: np.exp(-distance / 0.1)
     )
     expected = classifier.fit(train, train_labels).score(test, test_labels)
-    result = probes.knn(*features, k=k, block=300)
+    result = knn.knn_accuracy(*features, k=k, block=300)
     assert result["top1"] == pytest.approx(100 * expected, abs=0.11)
     assert result["top1"] < result["top5"] <= 100
 
@@ -36,7 +39,7 @@ def test_knn_matches_scikit_learn(features, k):
 def test_knn_takes_no_more_neighbours_than_there_are(features):
     train, train_labels, test, test_labels = features
     small = train[:50], train_labels[:50], test, test_labels
-    assert probes.knn(*small, k=200) == probes.knn(*small, k=50)
+    assert knn.knn_accuracy(*small, k=200) == knn.knn_accuracy(*small, k=50)
 
 
 def test_linear_probe_matches_scikit_learn(features):
@@ -45,12 +48,12 @@ def test_linear_probe_matches_scikit_learn(features):
     classifier = LogisticRegression(max_iter=1000)
     classifier.fit((train - mean) / std, train_labels)
     expected = 100 * classifier.score((test - mean) / std, test_labels)
-    assert abs(probes.linear_probe(*features)["top1"] - expected) <= 0.5
+    assert abs(classifiers.linear_probe(*features)["top1"] - expected) <= 0.5
 
 
 def test_linear_probe_repeats_exactly(features):
     small = [part[:500] for part in features]
-    assert probes.linear_probe(*small) == probes.linear_probe(*small)
+    assert classifiers.linear_probe(*small) == classifiers.linear_probe(*small)
 
 
 def test_the_probe_on_crops_and_flips_learns_what_the_features_tell():
@@ -58,17 +61,17 @@ def test_the_probe_on_crops_and_flips_learns_what_the_features_tell():
     labels = np.arange(400) % 4
     pixels = (40 + 50 * labels)[:, np.newaxis, np.newaxis, np.newaxis]
     images = np.broadcast_to(pixels, [400, 12, 12, 3]).astype(np.uint8)
-    train = data.ArrayImages(images[:300], labels[:300])
-    test = data.ArrayImages(images[300:], labels[300:])
+    train = ArrayImages(images[:300], labels[:300])
+    test = ArrayImages(images[300:], labels[300:])
     encoder = keras.Sequential(
         [keras.Input([12, 12, 3]), keras.layers.GlobalAveragePooling2D()]
     )
-    result = probes.online_linear_probe(encoder, train, test, 20, 50)
+    result = classifiers.online_linear_probe(encoder, train, test, 20, 50)
     assert result["top1"] >= 95
 
 
 def test_the_probe_on_crops_and_flips_leaves_the_encoder_as_it_is():
-    train = data.ArrayImages(*shapes.render(64, seed=0, size=8))
+    train = ArrayImages(*shapes.render(64, seed=0, size=8))
     encoder = keras.Sequential(
         [
             keras.Input([8, 8, 3]),
@@ -78,7 +81,7 @@ def test_the_probe_on_crops_and_flips_leaves_the_encoder_as_it_is():
         ]
     )
     before = [weight.copy() for weight in encoder.get_weights()]
-    probes.online_linear_probe(encoder, train, train, 1, 32)
+    classifiers.online_linear_probe(encoder, train, train, 1, 32)
     for weight, old in zip(encoder.get_weights(), before):
         np.testing.assert_array_equal(weight, old)
 
@@ -86,7 +89,7 @@ def test_the_probe_on_crops_and_flips_leaves_the_encoder_as_it_is():
 @pytest.mark.slow
 def test_the_probe_is_done_with_50000_features_in_thirty_seconds(shared):
     """Random features of CIFAR-10, 512 of them; scikit-learn within 0.5 points."""
-    cifar = data.load("cifar10", str(shared("tfds")), download=False)
+    cifar = load_dataset("cifar10", str(shared("tfds")), download=False)
     projection = np.random.default_rng(0).normal(size=[3072, 512]) / 3072**0.5
 
     def features(images):
@@ -95,7 +98,7 @@ def test_the_probe_is_done_with_50000_features_in_thirty_seconds(shared):
 
     train, test = features(cifar.train), features(cifar.test)
     start = time.monotonic()
-    ours = probes.linear_probe(train, cifar.train.labels, test, cifar.test.labels)
+    ours = classifiers.linear_probe(train, cifar.train.labels, test, cifar.test.labels)
     seconds = time.monotonic() - start
     mean, std = train.mean(0), train.std(0)
     classifier = LogisticRegression(max_iter=1000)

@@ -6,7 +6,13 @@ import types
 import keras
 import pytest
 
-from ressl_keras import ReSSL, data, progress, shapes
+from ressl_keras import ReSSL
+from ressl_keras.config import Config
+from ressl_keras.data import shapes
+from ressl_keras.data.datasets import Dataset
+from ressl_keras.data.images import ArrayImages
+from ressl_keras.training import progress
+from ressl_keras.training.build import Plan
 
 
 class Terminal(io.StringIO):
@@ -32,9 +38,8 @@ def train():
             stream,
             clock=lambda: clock.now,
         )
-        iterations = keras.Variable(first_step, dtype="int64")
-        optimizer = types.SimpleNamespace(iterations=iterations)
-        callback.set_model(types.SimpleNamespace(optimizer=optimizer))
+        counter = keras.Variable(first_step, dtype="int64")
+        callback.set_model(types.SimpleNamespace(step=counter))
         for epoch in range(first_step // steps_per_epoch, epochs):
             done = first_step % steps_per_epoch
             first_step = 0
@@ -43,7 +48,7 @@ def train():
             logs = {"images_per_second": 10 / seconds, "waiting": 0.031}
             for batch in range(steps_per_epoch - done):
                 clock.now += seconds
-                iterations.assign_add(1)
+                counter.assign_add(1)
                 callback.on_train_batch_end(batch, {"loss": 7.0 - epoch, **logs})
             callback.on_epoch_end(
                 epoch, {"loss": 6.5 - epoch, "knn_top1": 40.123, **logs}
@@ -114,13 +119,18 @@ def test_the_table_says_what_is_trained_on_what():
     images = keras.Input((8, 8, 3))
     features = keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(images))
     model = ReSSL(keras.Model(images, features), queue_size=8192)
-    drawn = data.ArrayImages(*shapes.render(4, 0, size=8))
-    dataset = data.Dataset("drawn", drawn, drawn, drawn, ["a", "b"])
-    table = progress.overview(dataset, 8, model, "dense", 30, 15, 2)
+    drawn = ArrayImages(*shapes.render(4, 0, size=8))
+    dataset = Dataset("drawn", drawn, drawn, drawn, ["a", "b"])
+    table = progress.overview(
+        dataset,
+        model,
+        Config(backbone="dense", batch_size=2),
+        Plan(8, steps_per_epoch=15, total_steps=30),
+    )
     assert table.split("\n") == [
         "data       drawn, 4 images of 8 pixels, 2 classes, in memory (0 MiB)",
         "model      dense, 12 parameters, 3 features",
-        "steps      30 of 2 images, 15 an epoch",
+        "steps      30 of 2 images, 15 per epoch",
         "devices    1 CPU, 2 images each",
         "precision  float32",
         # 8192 vectors of 128 numbers of 4 bytes.

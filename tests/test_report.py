@@ -8,7 +8,6 @@ import os
 import pathlib
 import re
 import shutil
-import tomllib
 
 import keras
 import numpy as np
@@ -17,7 +16,14 @@ import tensorflow as tf
 from conftest import ROOT
 from PIL import Image
 
-from ressl_keras import data, encoders, evaluation, report, shapes, training
+from ressl_keras.config import Config
+from ressl_keras.data import shapes
+from ressl_keras.data.datasets import Dataset
+from ressl_keras.data.images import ArrayImages, StreamedImages
+from ressl_keras.evaluation import protocols, report, report_images
+from ressl_keras.evaluation.protocols import Predictions
+from ressl_keras.run_folder import write_json
+from ressl_keras.training.preview import preview
 
 HOSTILE = '<img src=x onerror=alert(1)> & "é" $x_2$ \udcff'
 SHOWN = '<img src=x onerror=alert(1)> & "é" $x_2$ ?'
@@ -75,12 +81,12 @@ class Page(html.parser.HTMLParser):
 
 
 def small_dataset(labelled=True, size=8):
-    train = data.ArrayImages(*shapes.render(300, seed=0, size=size))
-    test = data.ArrayImages(*shapes.render(100, seed=1, size=size))
+    train = ArrayImages(*shapes.render(300, seed=0, size=size))
+    test = ArrayImages(*shapes.render(100, seed=1, size=size))
     if not labelled:
-        return data.Dataset(HOSTILE, data.ArrayImages(train.images))
+        return Dataset(HOSTILE, ArrayImages(train.images))
     names = [HOSTILE, *shapes.CLASS_NAMES[1:]]
-    return data.Dataset(HOSTILE, train, train, test, names)
+    return Dataset(HOSTILE, train, train, test, names)
 
 
 def small_encoder(size=8):
@@ -92,38 +98,38 @@ def small_encoder(size=8):
 
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory):
-    """A run's folder with hostile names everywhere, evaluated: page and evidence."""
+    """A run's folder with hostile names everywhere, evaluated: page and predictions."""
     run = tmp_path_factory.mktemp("run") / "<b>&run"
     run.mkdir()
     dataset, encoder = small_dataset(), small_encoder()
-    training.preview(dataset, str(run), count=3)
+    preview(dataset, str(run), Config(), count=3)
     (run / "metrics.csv").write_text(METRICS)
     (run / "flags.txt").write_text("--seed=7\n--embedding_dim=64\n--data_dir=<i>\n")
-    encoders.write_json(
+    write_json(
         str(run / "encoder.json"),
         {"method": "ressl", "steps": 30, "versions": {"keras": "9.8.7"}},
     )
-    evidence = evaluation.Evidence()
-    results = evaluation.evaluate(
+    predictions = Predictions()
+    results = protocols.evaluate(
         encoder,
         dataset,
         ["knn", "linear", "finetune"],
         label_fraction=0.5,
         finetune_epochs=1,
-        evidence=evidence,
-        progress=lambda line: None,
+        predictions=predictions,
+        log=lambda line: None,
     )
-    encoders.write_json(str(run / "evaluation.json"), results)
+    write_json(str(run / "evaluation.json"), results)
     path = report.write(
         str(run / "report.html"),
         run=str(run),
         encoder=encoder,
         dataset=dataset,
         results=results,
-        evidence=evidence,
+        predictions=predictions,
         command="python train.py --workdir='<b>&run'",
     )
-    return path, evidence
+    return path, predictions
 
 
 @pytest.fixture(scope="module")
@@ -149,11 +155,11 @@ def test_the_figures_are_those_of_the_evaluation(labelled):
 
 
 def test_the_classes_accuracies_are_counted_right(labelled):
-    path, evidence = labelled
+    path, predictions = labelled
     _, *rows = Page(path).rows["classes"]
     assert len(rows) == 10
     for label, row in enumerate(rows):
-        said = evidence.knn_classes[evidence.test.labels == label]
+        said = predictions.knn_classes[predictions.test.labels == label]
         assert int(row[1]) == len(said)
         assert float(row[3]) == pytest.approx(100 * (said == label).mean(), abs=0.051)
         wrong = np.bincount(said[said != label], minlength=10)
@@ -164,18 +170,18 @@ def test_the_classes_accuracies_are_counted_right(labelled):
 
 
 def test_neighbours_come_with_their_similarities(labelled):
-    path, evidence = labelled
+    path, predictions = labelled
 
     def unit(rows):
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
-    cosines = unit(evidence.test_features) @ unit(evidence.train_features).T
-    first = int(np.flatnonzero(evidence.test.labels == 0)[0])
+    cosines = unit(predictions.test_features) @ unit(predictions.train_features).T
+    first = int(np.flatnonzero(predictions.test.labels == 0)[0])
     best = np.argsort(-cosines[first])[:5]
     text = Page(path).sections["neighbours"]
     told = re.findall(r"(0\.\d\d)\s+([✓✗])", text)[:5]
     assert told == [
-        (f"{cosines[first, i]:.2f}", "✓" if evidence.train.labels[i] == 0 else "✗")
+        (f"{cosines[first, i]:.2f}", "✓" if predictions.train.labels[i] == 0 else "✗")
         for i in best
     ]
 
@@ -193,11 +199,11 @@ def test_without_labels_there_is_still_something_to_see(unlabelled):
 def test_sections_without_data_are_left_out(labelled, tmp_path):
     path, _ = labelled
     assert set(Page(path).sections) == LABELLED | {"curves", "views"}
-    dataset, evidence = small_dataset(), evaluation.Evidence()
-    results = evaluation.evaluate(
-        small_encoder(), dataset, evidence=evidence, progress=lambda line: None
+    dataset, predictions = small_dataset(), Predictions()
+    results = protocols.evaluate(
+        small_encoder(), dataset, predictions=predictions, log=lambda line: None
     )
-    judged = {"dataset": dataset, "results": results, "evidence": evidence}
+    judged = {"dataset": dataset, "results": results, "predictions": predictions}
     alone = report.write(
         str(tmp_path / "alone.html"), encoder=small_encoder(), **judged
     )
@@ -246,18 +252,18 @@ def test_hostile_names_stay_text_and_nothing_is_fetched(labelled, unlabelled):
 def test_many_classes_are_cut_to_the_best_and_the_worst(random, tmp_path):
     pixels, labels = shapes.render(240, seed=0, size=8)
     labels = np.arange(240) % 60
-    images = data.ArrayImages(pixels, labels)
-    dataset = data.Dataset("many", images, images, images, [f"c{i}" for i in range(60)])
+    images = ArrayImages(pixels, labels)
+    dataset = Dataset("many", images, images, images, [f"c{i}" for i in range(60)])
     features = random.normal(size=[240, 4]).astype(np.float32)
     # Classes from 30 on are right, the others of the next class.
-    evidence = evaluation.Evidence(
+    predictions = Predictions(
         images, images, features, features, labels + (labels < 30)
     )
     path = report.write(
         str(tmp_path / "many.html"),
         encoder=small_encoder(),
         dataset=dataset,
-        evidence=evidence,
+        predictions=predictions,
     )
     page = Page(path)
     rows = page.rows["classes"][1:]
@@ -284,12 +290,12 @@ def test_an_encoder_that_has_collapsed_or_burst_has_a_report(value, tmp_path):
 
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_a_handful_of_images_has_a_report(count, tmp_path):
-    few = data.Dataset("few", data.ArrayImages(shapes.render(count, 0, size=8)[0]))
+    few = Dataset("few", ArrayImages(shapes.render(count, 0, size=8)[0]))
     path = report.write(str(tmp_path / "x.html"), encoder=small_encoder(), dataset=few)
     assert len(Page(path).images) == {1: 0, 2: 2 * 2, 5: 5 * 5 + 1}[count]
 
 
-class Streamed(data.StreamedImages):
+class Streamed(StreamedImages):
     """Records that come in one order, without a data set behind them."""
 
     def __init__(self, pixels):
@@ -304,8 +310,8 @@ class Streamed(data.StreamedImages):
 
 def test_images_too_many_for_memory_are_looked_at_from_the_first_on(tmp_path):
     pixels, _ = shapes.render(20, seed=0, size=24)
-    dataset = data.Dataset("stream", Streamed(pixels))
-    training.preview(dataset, str(tmp_path), image_size=16, count=3)
+    dataset = Dataset("stream", Streamed(pixels))
+    preview(dataset, str(tmp_path), Config(image_size=16), count=3)
     path = report.write(
         str(tmp_path / "report.html"),
         run=str(tmp_path),
@@ -321,8 +327,10 @@ def test_a_report_that_fails_says_so_and_no_more(tmp_path, capsys):
     (tmp_path / "encoder.json").write_text("{ no json")
     lines = []
     path = str(tmp_path / "report.html")
-    report.try_to_write(path, run=str(tmp_path), progress=lines.append)
-    assert lines == ["There is no report, for the reason above; all else is written."]
+    report.try_to_write(path, run=str(tmp_path), log=lines.append)
+    assert lines == [
+        "The report could not be written, see above. All other files are complete."
+    ]
     assert "JSONDecodeError" in capsys.readouterr().err
     assert os.listdir(tmp_path) == ["encoder.json"]
 
@@ -330,21 +338,13 @@ def test_a_report_that_fails_says_so_and_no_more(tmp_path, capsys):
 def test_the_map_keeps_groups_together(random):
     centres = np.repeat(np.eye(4, 16), 30, axis=0)
     features = 5 * (centres + random.normal(0, 0.05, centres.shape))
-    points = report.project(features)
+    points = report_images.project(features)
     assert points.min() == 0 and points.max() == 1
-    np.testing.assert_array_equal(points, report.project(features))
+    np.testing.assert_array_equal(points, report_images.project(features))
     distances = np.linalg.norm(points[:, np.newaxis] - points, axis=-1)
     np.fill_diagonal(distances, np.inf)
     assert (distances.argmin(axis=1) // 30 == np.arange(120) // 30).all()
-    assert report.project(features[:4]).shape == (4, 2)
-
-
-def test_the_template_belongs_to_the_package():
-    with open(ROOT / "pyproject.toml", "rb") as file:
-        patterns = tomllib.load(file)["tool"]["setuptools"]["package-data"]
-    package = ROOT / "ressl_keras"
-    packed = [path for p in patterns["ressl_keras"] for path in package.glob(p)]
-    assert package / "templates" / report.REPORT_FILE in packed
+    assert report_images.project(features[:4]).shape == (4, 2)
 
 
 @pytest.fixture(scope="module")

@@ -98,8 +98,8 @@ def test_a_run_lists_what_it_could_not_read(trained):
 
 def test_the_printed_command_evaluates_the_encoder(trained, tmp_path):
     workdir, output = trained
-    line = next(line for line in output.split("\n") if "evaluate.py" in line)
-    flags = line.split("evaluate.py")[1].split()
+    line = next(line for line in output.split("\n") if "ressl-evaluate" in line)
+    flags = line.split("ressl-evaluate")[1].split()
     result = script("evaluate.py", *flags, f"--output={tmp_path}/again.json")
     assert result.returncode == 0, result.stderr
     again = json.loads((tmp_path / "again.json").read_text())
@@ -139,7 +139,7 @@ def test_more_epochs_go_on_and_other_flags_are_refused(trained):
     flagfile = f"--flagfile={workdir}/flags.txt"
     longer = script("train.py", flagfile, "--epochs=4", "--noevaluate")
     assert longer.returncode == 0, longer.stderr
-    assert "Going on at step 9 of 12" in longer.stdout
+    assert "Resuming at step 9 of 12" in longer.stdout
     other = script("train.py", flagfile, "--queue_size=64", "--batch_size=12")
     assert other.returncode == 1
     assert "there --queue_size=128, here --queue_size=64" in other.stderr
@@ -156,8 +156,14 @@ def test_more_epochs_go_on_and_other_flags_are_refused(trained):
             "larger than the data set of 8000",
         ),
         (["--queue_size=32"], "queue of 32 is smaller than the batch of 64"),
-        (["--teacher_temperature=0"], "--teacher_temperature=0: must be positive"),
-        (["--student_temperature=-1"], "--student_temperature=-1: must be positive"),
+        (
+            ["--teacher_temperature=0"],
+            "--teacher_temperature=0: must be a number",
+        ),
+        (
+            ["--student_temperature=-1"],
+            "--student_temperature=-1: must be a number",
+        ),
         (["--workdir=/proc/run"], "work directory /proc/run cannot be written"),
         (["--backbone=resnet18_smal"], "Did you mean resnet18_small"),
         (["--batchsize=3"], "Did you mean --batch_size?"),

@@ -15,7 +15,10 @@ import tensorflow as tf
 from conftest import ROOT
 from PIL import Image
 
-from ressl_keras import build_backbone, encoders, export, shapes
+from ressl_keras import build_backbone
+from ressl_keras.data import shapes
+from ressl_keras.encoders import serving
+from ressl_keras.encoders.encoder import build_encoder
 
 sys.path.insert(0, str(ROOT / "examples"))
 
@@ -23,13 +26,13 @@ sys.path.insert(0, str(ROOT / "examples"))
 @pytest.fixture(scope="module")
 def encoder():
     keras.utils.set_random_seed(0)
-    return encoders.build_encoder(build_backbone("resnet10_small", (32, 32, 3), 4))
+    return build_encoder(build_backbone("resnet10_small", (32, 32, 3), 4))
 
 
 @pytest.fixture(scope="module")
 def serve(encoder, tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("export"))
-    path = export.save_saved_model(encoder, 32, folder, warmup=False)
+    path = serving.save_saved_model(encoder, 32, folder, warmup=False)
     signatures = tf.saved_model.load(path).signatures
 
     def answer(signature, inputs):

@@ -13,15 +13,12 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import numpy as np
 import tiny
 
-from ressl_keras import (
-    backbones,
-    callbacks,
-    checkpoints,
-    data,
-    distribution,
-    shapes,
-    training,
-)
+from ressl_keras.config import Config
+from ressl_keras.data import shapes
+from ressl_keras.data.datasets import Dataset
+from ressl_keras.data.images import ArrayImages
+from ressl_keras.training import build, callbacks, checkpoints, distribution
+from ressl_keras.training.pretrain import pretrain
 
 STEPS = 20
 
@@ -40,7 +37,7 @@ def signal_at(step):
 def main(folder, strategy_name, devices, stop):
     """A run of STEPS steps, told to stop after `stop`."""
     strategy = distribution.make_strategy(strategy_name, int(devices))
-    backbones.build_backbone = tiny.build_backbone
+    build.build_backbone = tiny.build_backbone
     models, fit = [], distribution.fit
 
     def keeping_the_model(model, *arguments, **options):
@@ -50,27 +47,29 @@ def main(folder, strategy_name, devices, stop):
     distribution.fit = keeping_the_model
     if int(stop) < STEPS:
         signal_at(int(stop))
-    images = data.ArrayImages(*shapes.render(24 * STEPS, 0, size=8))
+    images = ArrayImages(*shapes.render(24 * STEPS, 0, size=8))
     with contextlib.suppress(checkpoints.Stopped):
-        training.pretrain(
-            data.Dataset("shapes", images),
+        pretrain(
+            Dataset("shapes", images),
             folder,
-            hidden_dim=16,
-            embedding_dim=8,
-            queue_size=100,
-            epochs=1,
-            warmup_epochs=0,
-            batch_size=24,
-            learning_rate=0.3,
-            knn_every=0,
-            batch_norm="synchronized",
+            Config(
+                hidden_dim=16,
+                embedding_dim=8,
+                queue_size=100,
+                epochs=1,
+                warmup_epochs=0,
+                batch_size=24,
+                learning_rate=0.3,
+                knn_every=0,
+                batch_norm="synchronized",
+            ),
             strategy=strategy,
-            verbose=0,
+            verbose=False,
         )
     copies = strategy.experimental_local_results(models[0].queue._features.value)
     worker = os.environ.get("WORKER", "0")
     np.save(f"{folder}/queue-{worker}.npy", [copy.numpy() for copy in copies])
-    distribution.agree(strategy, 0)
+    distribution.barrier(strategy)
 
 
 if __name__ == "__main__":

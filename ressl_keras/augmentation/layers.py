@@ -1,0 +1,289 @@
+"""Keras layers that draw the parameters of image operations, one draw per image.
+
+The random layers work on planes (see `image_ops`); `View` takes and returns
+channels-last images. Randomness is stateless: a draw is a function of the seed and of
+the image's index in the global batch, so that a step can be repeated exactly, on any
+number of replicas.
+"""
+
+import math
+
+import keras
+import tensorflow as tf
+
+from ressl_keras.augmentation import image_ops
+
+# ImageNet's mean and standard deviation of each channel, on the scale 0-1.
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+
+def _uniform(seed, batch, first, count):
+    """Draws [batch, count] in [0, 1): row i belongs to example `first` + i.
+
+    Rows before `first` are drawn and dropped. They cost little, and the draws of an
+    example do not depend on how the global batch is split over replicas.
+    """
+    first = tf.cast(first, tf.int32)
+    # Named, because the default algorithm differs from device to device. XLA lays the
+    # same algorithm out differently, so compiled views draw other numbers; there is
+    # one replica then, and `first` is 0.
+    return tf.random.stateless_uniform([first + batch, count], seed, alg="philox")[
+        first:
+    ]
+
+
+class _RandomOperation(keras.layers.Layer):
+    """Base of the random operations: planes [batch, 3, height, width] in 0-1 and a seed
+    in, planes out."""
+
+    def __init__(self, **kwargs):
+        # Half precision is too coarse for pixels; `View` casts once at the end.
+        super().__init__(autocast=False, **kwargs)
+
+    def compute_output_shape(self, images_shape, **kwargs):
+        return images_shape
+
+
+@keras.saving.register_keras_serializable("ressl_keras")
+class RandomResizedCropAndFlip(_RandomOperation):
+    """Random resized crop and horizontal flip.
+
+    Args:
+        size: side of the result in pixels.
+        scale: smallest and largest share of the image's area.
+        ratio: smallest and largest width/height.
+        flip: probability of a horizontal flip.
+    """
+
+    def __init__(
+        self, size, scale=(0.2, 1.0), ratio=(3 / 4, 4 / 3), flip=0.5, **kwargs
+    ):
+        super().__init__(**kwargs)
+        self.size, self.flip = int(size), float(flip)
+        self.scale, self.ratio = tuple(scale), tuple(ratio)
+
+    def draw(self, seed, batch, first=0):
+        """Uniform draws [batch, 23]; row i belongs to example `first` + i."""
+        return _uniform(seed, batch, first, 23)
+
+    def boxes(self, draws, height, width):
+        """Boxes of `sample_crop_boxes`, for images of this height and width."""
+        return image_ops.sample_crop_boxes(
+            draws[:, :22], height, width, self.scale, self.ratio
+        )
+
+    def flips(self, draws):
+        """Which images are mirrored, bool [batch]."""
+        return draws[:, 22] < self.flip
+
+    def call(self, images, seed, first=0):
+        batch, _, height, width = tf.unstack(tf.shape(images))
+        draws = self.draw(seed, batch, first)
+        boxes = self.boxes(draws, height, width)
+        return image_ops.resized_crop(images, boxes, self.size, self.flips(draws))
+
+    def compute_output_shape(self, images_shape, **kwargs):
+        return (*images_shape[:2], self.size, self.size)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "size": self.size,
+            "scale": self.scale,
+            "ratio": self.ratio,
+            "flip": self.flip,
+        }
+
+
+@keras.saving.register_keras_serializable("ressl_keras")
+class RandomColorJitter(_RandomOperation):
+    """Brightness, contrast, saturation and hue, in a random order.
+
+    Keras' and KerasCV's layers add to the brightness, keep one order and change every
+    image. The paper's recipe multiplies the brightness, shuffles the order and leaves
+    some images unchanged.
+
+    Args:
+        brightness: factors are drawn from [1 - brightness, 1 + brightness].
+        contrast: likewise.
+        saturation: likewise.
+        hue: shifts are drawn from [-hue, hue], in full turns.
+        probability: share of the images that are changed.
+    """
+
+    def __init__(
+        self,
+        brightness=0.4,
+        contrast=0.4,
+        saturation=0.4,
+        hue=0.1,
+        probability=0.8,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.brightness, self.contrast = float(brightness), float(contrast)
+        self.saturation, self.hue = float(saturation), float(hue)
+        self.probability = float(probability)
+
+    def call(self, images, seed, first=0):
+        uniform = _uniform(seed, tf.shape(images)[0], first, 9)
+        apply = uniform[:, 0] < self.probability
+        strengths = tf.stack([self.brightness, self.contrast, self.saturation])
+        factors = 1 + strengths * (2 * uniform[:, 1:4] - 1)
+        factors = tf.where(apply[:, tf.newaxis], factors, 1.0)
+        shift = tf.where(apply, self.hue * (2 * uniform[:, 4] - 1), 0.0)
+        # Ranks of four uniform draws are a random order. Three of the four operations
+        # blend with black, the mean or the luma, so each position in the order is one
+        # blend for the whole batch, with factor 1 for images whose hue comes there. The
+        # hue itself, the most expensive operation, is computed once.
+        order = tf.argsort(uniform[:, 5:9], axis=-1)
+        hue_position = tf.argmax(tf.cast(order == image_ops.HUE, tf.int32), axis=-1)
+        factors = tf.gather(tf.pad(factors, [[0, 0], [0, 1]]), order, batch_dims=1)
+
+        def blend(images, position, active):
+            factor = tf.where(active, factors[:, position], 1.0)
+            return image_ops.blend(images, order[:, position], factor)
+
+        for position in range(3):
+            images = blend(images, position, hue_position > position)
+        images = image_ops.turn_hue(images, shift)
+        for position in range(1, 4):
+            images = blend(images, position, hue_position < position)
+        return images
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "brightness": self.brightness,
+            "contrast": self.contrast,
+            "saturation": self.saturation,
+            "hue": self.hue,
+            "probability": self.probability,
+        }
+
+
+@keras.saving.register_keras_serializable("ressl_keras")
+class RandomGrayscale(_RandomOperation):
+    """Converts some images to grayscale.
+
+    Args:
+        probability: share of the images that are changed.
+    """
+
+    def __init__(self, probability=0.2, **kwargs):
+        super().__init__(**kwargs)
+        self.probability = float(probability)
+
+    def call(self, images, seed, first=0):
+        apply = _uniform(seed, tf.shape(images)[0], first, 1)[:, 0] < self.probability
+        return image_ops.adjust_saturation(images, tf.where(apply, 0.0, 1.0))
+
+    def get_config(self):
+        return {**super().get_config(), "probability": self.probability}
+
+
+@keras.saving.register_keras_serializable("ressl_keras")
+class RandomGaussianBlur(_RandomOperation):
+    """Applies a Gaussian blur of random sigma to some images.
+
+    Args:
+        sigma: smallest and largest standard deviation in pixels.
+        probability: share of the images that are changed.
+    """
+
+    def __init__(self, sigma=(0.1, 2.0), probability=0.5, **kwargs):
+        super().__init__(**kwargs)
+        self.sigma, self.probability = tuple(sigma), float(probability)
+
+    def call(self, images, seed, first=0):
+        uniform = _uniform(seed, tf.shape(images)[0], first, 2)
+        sigma = self.sigma[0] + (self.sigma[1] - self.sigma[0]) * uniform[:, 1]
+        apply = uniform[:, 0] < self.probability
+        sigma = tf.where(apply, sigma, 0.0)
+        radius = math.ceil(4 * self.sigma[1])
+        return image_ops.gaussian_blur(images, sigma, radius)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "sigma": self.sigma,
+            "probability": self.probability,
+        }
+
+
+@keras.saving.register_keras_serializable("ressl_keras")
+class View(keras.layers.Layer):
+    """Random operations in sequence, then normalisation.
+
+    Works on batches, inside `tf.data` and on the device alike. Outside training the
+    images are only normalised.
+
+    Args:
+        operations: list of layers called as `operation(images, seed=, first=)` on
+            float images [batch, 3, height, width] in 0-1.
+        mean: mean of each channel, on the scale 0-1.
+        std: standard deviation of each channel, on the scale 0-1.
+        seed: integer seed of the draws when a call brings none.
+
+    Call arguments:
+        images: uint8 tensor [batch, height, width, 3], or float in 0-255.
+        training: whether to augment.
+        seed: integer tensor [2]; the same seed repeats the same draws. Without one,
+            the layer draws from a seed generator of its own.
+        first: index of the first image in the global batch.
+
+    Returns:
+        Normalised images in the layer's compute dtype.
+    """
+
+    def __init__(self, operations, mean=MEAN, std=STD, seed=0, **kwargs):
+        # Inputs are uint8 and must not be cast to a half precision before 1/255.
+        super().__init__(autocast=False, **kwargs)
+        self.operations = [
+            keras.saving.deserialize_keras_object(op) if isinstance(op, dict) else op
+            for op in operations
+        ]
+        self.mean, self.std, self.seed = tuple(mean), tuple(std), seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+
+    def call(self, images, training=False, seed=None, first=0):
+        if not training:
+            # Without XLA, since encoders are exported to other runtimes.
+            images = tf.cast(images, tf.float32) / 255
+            return tf.cast((images - self.mean) / self.std, self.compute_dtype)
+        if not self.operations:
+            images = image_ops.normalize(images, self.mean, self.std)
+            return tf.cast(images, self.compute_dtype)
+        if seed is None:
+            seed = tf.cast(self.seed_generator.next(), tf.int32)
+        planes = image_ops.to_planes(images)
+        for index, operation in enumerate(self.operations):
+            fold = tf.random.experimental.stateless_fold_in(seed, index)
+            planes = operation(planes, seed=fold, first=first)
+        images = image_ops.to_pixels(planes, self.mean, self.std)
+        return tf.cast(images, self.compute_dtype)
+
+    def compute_output_shape(self, images_shape, **kwargs):
+        batch, height, width, channels = images_shape
+        shape = (batch, channels, height, width)
+        for operation in self.operations:
+            shape = operation.compute_output_shape(shape)
+        batch, channels, height, width = shape
+        return (batch, height, width, channels)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "operations": [
+                keras.saving.serialize_keras_object(op) for op in self.operations
+            ],
+            "mean": self.mean,
+            "std": self.std,
+            "seed": self.seed,
+        }
+
+
+def photometric_operations():
+    """The operations of the strong view that keep every pixel in its place."""
+    return [RandomColorJitter(), RandomGrayscale(), RandomGaussianBlur()]

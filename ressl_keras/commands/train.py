@@ -1,0 +1,150 @@
+"""Pretrains an encoder on images without labels.
+
+  ressl-train --recipe=quickstart
+  ressl-train --recipe=cifar10 --workdir=runs/cifar10
+  ressl-train --dataset=folder --data_dir=my_images --workdir=runs/mine
+
+The same command again resumes a run that was interrupted.
+"""
+
+import dataclasses
+import functools
+import shlex
+import signal
+import sys
+
+from ressl_keras import cli
+from ressl_keras.commands.data_options import DataOptions
+from ressl_keras.config import Config
+from ressl_keras.run_folder import RunFolder, write_lines
+from ressl_keras.settings import setting, settings_of
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainOptions(DataOptions, Config):
+    """What the command needs beside the settings of the training."""
+
+    check_images: bool = setting(
+        True, "Decode every image of a folder once before training.", group="Data"
+    )
+    strategy: str = setting(
+        "auto",
+        "Distribution. auto: the machines in TF_CONFIG, else all GPUs of this machine. "
+        "TF_CONFIG is TensorFlow's.",
+        group="Devices",
+        resumable=True,
+        choices=("auto", "one_device", "mirrored", "multi_worker"),
+    )
+    devices: int = setting(
+        0,
+        "GPUs to use; 0: all. Without a GPU: logical devices to split the CPU into, "
+        "for trying distribution.",
+        group="Devices",
+        resumable=True,
+        low=0,
+        high=1024,
+    )
+    workdir: str = setting(
+        "runs/ressl",
+        "Folder of the run's files.",
+        group="Output",
+        first=True,
+        resumable=True,
+    )
+    preview: bool = setting(
+        False,
+        "Draw images and their views to views.png in --workdir, and stop.",
+        group="Output",
+        first=True,
+        resumable=True,
+    )
+    evaluate: bool = setting(
+        True,
+        "Evaluate the encoder after training, where there are labels.",
+        group="Output",
+        first=True,
+        resumable=True,
+    )
+
+
+def main():
+    """The command."""
+    cli.run(train, TrainOptions, __doc__)
+
+
+def train(options):
+    """Trains, evaluates and reports as the options say; exits where it was stopped."""
+    import tensorflow as tf
+
+    from ressl_keras.training import checkpoints
+
+    try:
+        run(options)
+    except checkpoints.Stopped as stopped:
+        print(f"\n{stopped} To resume:\n  {cli.command_line()}")
+        sys.exit(128 + stopped.signal_number)
+    except KeyboardInterrupt:
+        step = checkpoints.last_step(RunFolder(options.workdir).checkpoints)
+        saved = f" Step {step} is saved. To resume:" if step else ""
+        again = saved or " No step is saved. To start again:"
+        print(f"\nStopped.{again}\n  {cli.command_line()}")
+        sys.exit(128 + signal.SIGINT)
+    except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
+        cli.print_error(
+            f"Another worker was lost or cannot be reached ({type(error).__name__}). "
+            "Start all workers again to resume from the last checkpoint."
+        )
+        cli.leave(1)
+
+
+def run(options):
+    """One run, from the data set to the report."""
+    from ressl_keras.data import datasets
+    from ressl_keras.evaluation import judgement
+    from ressl_keras.training import distribution
+    from ressl_keras.training.pretrain import pretrain
+    from ressl_keras.training.preview import preview
+
+    # First of all: TensorFlow accepts no more devices once it has started.
+    strategy = distribution.make_strategy(options.strategy, options.devices)
+    chief = distribution.is_chief(strategy)
+    # Flushed, since a log file would otherwise show nothing for a long time.
+    log = functools.partial(print, flush=True) if chief else lambda line: None
+    folder = RunFolder(options.workdir)
+    if chief:
+        folder.prepare()
+    dataset = datasets.load_dataset(
+        options.dataset, options.data_dir, options.download, options.check_images
+    )
+    if dataset.skipped and chief:
+        _list_skipped(dataset.skipped, folder, log)
+    if options.preview:
+        if chief:
+            log(f"The views are in {preview(dataset, folder.path, options)}.")
+        return
+    encoder = pretrain(dataset, folder.path, options, strategy=strategy, log=log)
+    if chief:
+        judgement.judge_run(
+            folder.path, dataset, options.evaluate, cli.command_line(), log
+        )
+        log(f"The encoder is {encoder}. To evaluate it:")
+        log(f"  {_evaluation_command(encoder, options)}")
+    distribution.barrier(strategy)  # the others wait for the chief
+
+
+def _list_skipped(skipped, folder, log):
+    write_lines(folder.skipped, skipped)
+    log(f"{len(skipped)} unreadable images skipped, listed in {folder.skipped}:")
+    log("\n".join(f"  {path}" for path in skipped[:5]))
+
+
+def _evaluation_command(encoder, options):
+    known = settings_of(TrainOptions)
+    words = ["ressl-evaluate", f"--encoder={encoder}"]
+    words += [known["dataset"].flag(options.dataset)]
+    words += [known["data_dir"].flag(options.data_dir)]
+    return shlex.join(filter(None, words))
+
+
+if __name__ == "__main__":
+    main()

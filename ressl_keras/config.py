@@ -1,0 +1,257 @@
+"""The settings of a training run."""
+
+import dataclasses
+
+from ressl_keras.errors import UsageError
+from ressl_keras.settings import Options, setting
+
+# Objectives by name, and the teacher's view of each unless another is given.
+METHODS = {"ressl": "weak", "moco_v2": "strong"}
+VIEWS = ("weak", "strong")
+REFERENCES = ("queue", "batch")
+BATCH_NORMS = ("per_replica", "shuffled", "synchronized")
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(Options):
+    """The settings of `pretrain`; the flags have the same names.
+
+    Raises:
+        UsageError: if a value is not allowed.
+
+    Example:
+
+    >>> config = Config(backbone="resnet10_small", width=16, epochs=20)
+    >>> config.queue_size
+    4096
+    """
+
+    image_size: int | None = setting(
+        None,
+        "Side of the views in pixels. Default: the size of the images, 224 where "
+        "they differ in size.",
+        group="Data",
+        first=True,
+        low=8,
+        high=4096,
+    )
+    crops: tuple[int, ...] | None = setting(
+        None,
+        "Sides of the student's crops in pixels, such as 224,192,160,128,96; the loss "
+        "is the mean over the crops. Default: one crop of --image_size.",
+        group="Data",
+        low=8,
+        high=4096,
+    )
+    backbone: str = setting(
+        "resnet18_small",
+        "Encoder: resnet10_small, resnet18_small or resnet34_small for images of up "
+        "to about 96 pixels; resnet18, resnet34, resnet50, resnet101; or a "
+        "keras.applications network such as MobileNetV3Small.",
+        group="Model",
+        first=True,
+    )
+    width: int = setting(
+        64, "Channels of the first stage of a small ResNet.", group="Model", low=1,
+        high=4096,
+    )  # fmt: skip
+    hidden_dim: int = setting(
+        512, "Units of the projector's hidden layer.", group="Model", low=1, high=65536
+    )
+    embedding_dim: int = setting(
+        128, "Dimension of the embeddings.", group="Model", low=1, high=65536
+    )
+    predictor_dim: int = setting(
+        0,
+        "Hidden units of the student's predictor (arXiv 2203.08717); 0: no predictor.",
+        group="Model",
+        low=0,
+        high=65536,
+    )
+    batch_norm: str = setting(
+        "per_replica",
+        "Images that batch-norm statistics are taken over: those of one replica; the "
+        "same, with the teacher's batch shuffled over the replicas; or the global "
+        "batch.",
+        group="Model",
+        choices=BATCH_NORMS,
+    )
+    queue_size: int = setting(
+        4096,
+        "Queue size K: past teacher embeddings.",
+        group="Method",
+        first=True,
+        low=1,
+        high=2**24,
+    )
+    momentum: float = setting(
+        0.99,
+        "EMA momentum m of the teacher.",
+        group="Method",
+        first=True,
+        low=0,
+        high=1,
+    )
+    method: str = setting(
+        "ressl",
+        "moco_v2 is the baseline: InfoNCE with the same queue, both views strong.",
+        group="Method",
+        choices=tuple(METHODS),
+    )
+    teacher_view: str | None = setting(
+        None,
+        "Augmentation of the teacher's view. Default: weak for ressl, strong for "
+        "moco_v2.",
+        group="Method",
+        choices=VIEWS,
+    )
+    references: str = setting(
+        "queue",
+        "Embeddings that both encoders are compared with: the queue, or the teacher's "
+        "embeddings of the other images in the batch.",
+        group="Method",
+        choices=REFERENCES,
+    )
+    student_temperature: float = setting(
+        0.1,
+        "Temperature of the student's softmax over the references.",
+        group="Method",
+        above=0,
+        high=1000,
+    )
+    teacher_temperature: float = setting(
+        0.04,
+        "Temperature of the teacher's softmax; a lower one sharpens the target.",
+        group="Method",
+        above=0,
+        high=1000,
+    )
+    info_nce_epochs: float = setting(
+        0.0,
+        "Epochs of InfoNCE before the relational loss (arXiv 2203.08717); they help "
+        "short runs. 0 is the original method.",
+        group="Method",
+        low=0,
+        high=1000000,
+    )
+    info_nce_temperature: float = setting(
+        0.2,
+        "Temperature of InfoNCE, also for moco_v2.",
+        group="Method",
+        above=0,
+        high=1000,
+    )
+    epochs: int = setting(
+        200,
+        "Passes over the data set.",
+        group="Training",
+        first=True,
+        resumable=True,
+        low=1,
+        high=1000000,
+    )
+    batch_size: int = setting(
+        256,
+        "Images per step, over all devices.",
+        group="Training",
+        first=True,
+        low=1,
+        high=1000000,
+    )
+    learning_rate: float = setting(
+        0.06,
+        "Peak learning rate at batch size 256; scaled linearly with the batch size.",
+        group="Training",
+        first=True,
+        low=0,
+        high=1000,
+    )
+    warmup_epochs: float = setting(
+        5.0,
+        "Epochs of linear learning-rate warm-up.",
+        group="Training",
+        low=0,
+        high=1000000,
+    )
+    max_steps: int | None = setting(
+        None,
+        "Stop after this many steps if that is before the last epoch ends.",
+        group="Training",
+        resumable=True,
+        low=1,
+        high=10**9,
+    )
+    weight_decay: float = setting(
+        5e-4,
+        "L2 weight decay, added to the gradient of all weights but biases and "
+        "batch-norm scales.",
+        group="Training",
+        low=0,
+        high=10,
+    )
+    seed: int = setting(
+        0,
+        "Seed of weights, data order and augmentation.",
+        group="Training",
+        low=0,
+        high=2**31 - 1,
+    )
+    precision: str = setting(
+        "float32",
+        "Dtype policy of the networks. Relations, queue and loss stay in float32.",
+        group="Devices",
+        first=True,
+        choices=PRECISIONS,
+    )
+    jit_compile: bool | None = setting(
+        None,
+        "Compile the training step with XLA. Default: on a single GPU only.",
+        group="Devices",
+    )
+    steps_per_execution: int = setting(
+        1,
+        "Steps per call of the compiled graph; more reduce Python overhead. Must "
+        "divide the steps of an epoch.",
+        group="Devices",
+        resumable=True,
+        low=1,
+        high=100000,
+    )
+    knn_every: int = setting(
+        5,
+        "Epochs between kNN evaluations; 0: none.",
+        group="Output",
+        resumable=True,
+        low=0,
+        high=1000000,
+    )
+    checkpoint_every: int = setting(
+        500,
+        "Steps between checkpoints.",
+        group="Output",
+        resumable=True,
+        low=1,
+        high=10**9,
+    )
+    keep_checkpoints: int = setting(
+        2, "Checkpoints to keep.", group="Output", resumable=True, low=1, high=1000
+    )
+    profile: tuple[int, ...] | None = setting(
+        None,
+        "First and last step to profile for TensorBoard, such as 20,30, counted from "
+        "the start of this process.",
+        group="Output",
+        resumable=True,
+        low=1,
+        high=10**9,
+        length=2,
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.profile and self.profile[0] > self.profile[1]:
+            first, last = self.profile
+            raise UsageError(
+                f"profile must be two ascending steps; got {first},{last}."
+            )

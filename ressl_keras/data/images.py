@@ -1,0 +1,208 @@
+"""Sets of images: in memory, encoded, streamed, and parts of them."""
+
+import numpy as np
+import tensorflow as tf
+
+from ressl_keras.data.decoding import decode
+from ressl_keras.errors import UsageError
+
+# Side in pixels that images of different sizes are used at unless another is given.
+DEFAULT_SIZE = 224
+
+
+class ArrayImages:
+    """Images of one size, held in memory.
+
+    Args:
+        images: uint8 array [count, height, width, 3].
+        labels: integer array [count], or None.
+    """
+
+    same_size = True
+
+    def __init__(self, images, labels=None):
+        # On the host, so that a GPU is not filled with the data set. A tensor that a
+        # dataset captures is passed by reference, not copied into its graph.
+        with tf.device("CPU"):
+            self.images = tf.constant(images)
+        self.labels = None if labels is None else np.asarray(labels)
+
+    def __len__(self):
+        return len(self.images)
+
+    @property
+    def size(self):
+        """Height and width in pixels."""
+        return tuple(self.images.shape[1:3])
+
+    @property
+    def common_size(self):
+        """Side in pixels that the images are used at unless another is given."""
+        return self.size[0]
+
+    @property
+    def storage(self):
+        """Where the images are stored, in words."""
+        megabytes = self.images.shape.num_elements() / 2**20
+        return f"in memory ({megabytes:.0f} MiB)"
+
+    def read(self, index):
+        """The image at an index, or the batch at several: uint8, in a graph."""
+        return tf.gather(self.images, index)
+
+
+class EncodedImages:
+    """Images of any size, decoded when they are read.
+
+    Args:
+        sources: list of file paths, or of the encoded images themselves (bytes).
+        labels: integer array [count], or None.
+        in_memory: whether `sources` are the images themselves.
+    """
+
+    same_size = False
+    common_size = DEFAULT_SIZE
+
+    def __init__(self, sources, labels=None, in_memory=False):
+        with tf.device("CPU"):
+            self.sources = tf.constant(sources, tf.string)
+        self.labels = None if labels is None else np.asarray(labels)
+        self.in_memory = in_memory
+
+    def __len__(self):
+        return len(self.sources)
+
+    @property
+    def storage(self):
+        """Where the images are stored, in words."""
+        return "encoded in memory" if self.in_memory else "read from files"
+
+    def encoded(self, index):
+        """The bytes of the image at an index, in a graph."""
+        source = tf.gather(self.sources, index)
+        return source if self.in_memory else tf.io.read_file(source)
+
+    def read(self, index):
+        """The decoded image at an index, uint8 [height, width, 3], in a graph."""
+        return decode(self.encoded(index))
+
+
+class StreamedImages:
+    """Records of a TFDS split too large for memory, read in shuffled file order.
+
+    Args:
+        builder: prepared `tfds.core.DatasetBuilder`.
+        split: name of the split.
+    """
+
+    same_size = False
+    common_size = DEFAULT_SIZE
+    labels = None
+    storage = "streamed"
+    shuffle_buffer = 16384
+
+    def __init__(self, builder, split):
+        self.builder, self.split = builder, split
+
+    def __len__(self):
+        return self.builder.info.splits[self.split].num_examples
+
+    def epoch(self, seed, epoch, worker=0, workers=1):
+        """Encoded images of one epoch, in an order that (seed, epoch) fixes.
+
+        Several workers split the files, or the records if there are fewer files.
+        """
+        import tensorflow_datasets as tfds
+
+        files_seed = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
+        by_file = self.builder.info.splits[self.split].num_shards >= workers > 1
+        records = self.builder.as_dataset(
+            split=self.split,
+            shuffle_files=True,
+            decoders={"image": tfds.decode.SkipDecoding()},
+            read_config=tfds.ReadConfig(
+                shuffle_seed=files_seed,
+                shuffle_reshuffle_each_iteration=False,
+                input_context=tf.distribute.InputContext(workers, worker, workers)
+                if by_file
+                else None,
+            ),
+        )
+        if workers > 1 and not by_file:
+            records = records.shard(workers, worker)
+        encoded = records.map(lambda record: record["image"])
+        return encoded.shuffle(self.shuffle_buffer, seed=files_seed)
+
+
+class Subset:
+    """Some of the images of a set, in a given order.
+
+    Args:
+        images: `ArrayImages` or `EncodedImages`.
+        indices: integer array [count] of indices into `images`.
+    """
+
+    def __init__(self, images, indices):
+        self.images, self.same_size = images, images.same_size
+        with tf.device("CPU"):
+            self.indices = tf.constant(indices, tf.int64)
+        self.labels = None if images.labels is None else images.labels[indices]
+
+    def __len__(self):
+        return len(self.indices)
+
+    @property
+    def size(self):
+        """Height and width in pixels, for images of one size."""
+        return self.images.size
+
+    @property
+    def common_size(self):
+        """As that of the whole set."""
+        return self.images.common_size
+
+    def read(self, index):
+        """The image at an index, or the batch at several: uint8, in a graph."""
+        return self.images.read(tf.gather(self.indices, index))
+
+    def encoded(self, index):
+        """The bytes of the image at an index, for encoded images, in a graph."""
+        return self.images.encoded(tf.gather(self.indices, index))
+
+
+def stratified(images, fraction, seed=0):
+    """The same share of every class, drawn at random.
+
+    Args:
+        images: labelled images.
+        fraction: share to take, in (0, 1]; of every class at least one image.
+        seed: integer seed of the draw.
+
+    Returns:
+        `images` themselves for a fraction of 1, else a `Subset`.
+
+    Raises:
+        UsageError: if the fraction is not in (0, 1].
+    """
+    if not 0 < fraction <= 1:
+        raise UsageError(f"The label fraction must lie in (0, 1]; got {fraction}.")
+    if fraction == 1:
+        return images
+    order = np.random.default_rng(seed).permutation(len(images))
+    chosen = []
+    for label in np.unique(images.labels):
+        members = order[images.labels[order] == label]
+        chosen.append(members[: max(round(fraction * len(members)), 1)])
+    return Subset(images, np.sort(np.concatenate(chosen)))
+
+
+def spread_indices(images, count=None):
+    """Indices of `count` images spread evenly over a set, int64 array.
+
+    Args:
+        images: any set of images.
+        count: None takes all.
+    """
+    if count is None or count >= len(images):
+        return np.arange(len(images))
+    return np.linspace(0, len(images), count, endpoint=False).astype(np.int64)

@@ -1,0 +1,283 @@
+"""Batches for training and evaluation, and the order in which images are read.
+
+The order is a function of (seed, epoch), and the batch of a step a function of (seed,
+step): a pipeline can start at any step without reading what came before.
+"""
+
+import tensorflow as tf
+
+from ressl_keras.augmentation import bundle, image_ops
+from ressl_keras.augmentation.layers import RandomResizedCropAndFlip
+from ressl_keras.data.decoding import decode_crops
+from ressl_keras.data.images import StreamedImages, spread_indices
+
+
+def training_batches(
+    images,
+    batch_size,
+    seed,
+    first_step,
+    last_step,
+    size=None,
+    worker=0,
+    workers=1,
+    crops=None,
+):
+    """Batches of the steps from `first_step` up to, not including, `last_step`.
+
+    An epoch is `len(images) // batch_size` steps; what is left of the order at its
+    end is dropped, and the next epoch has another order.
+
+    Args:
+        images: `ArrayImages`, `EncodedImages` or `StreamedImages`.
+        batch_size: size of the global batch.
+        seed: integer seed of the order.
+        first_step: step to start at.
+        last_step: step to end before.
+        size: side of the crops, for images of several sizes.
+        worker: number of this worker, from 0.
+        workers: how many workers share each global batch, in equal parts.
+        crops: sides of the student's crops, for images of several sizes; by default
+            one of `size`.
+
+    Returns:
+        A `tf.data.Dataset`: of uint8 batches [batch_size / workers, height, width, 3]
+        where the images have one size, so that the views can be made on the device;
+        else of dicts of two such batches, `teacher` and `student`, each a random
+        resized crop and flip of its own, since only crops can be batched; with several
+        `crops`, `student` is a tuple of batches.
+    """
+    share, steps = batch_size // workers, (first_step, last_step)
+    indices = shuffled_indices(len(images), batch_size, seed, *steps, worker, workers)
+    if images.same_size:
+        return indices.map(images.read, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+
+    geometric = bundle.GeometricViews(size, crops, seed)
+
+    def draws(step):
+        return geometric.draws(step, share, first=worker * share)
+
+    def crop(encoded, draws):
+        return bundle.pack(read_crops(encoded, geometric.operations, draws))
+
+    if isinstance(images, StreamedImages):
+        per_epoch = len(images) // batch_size * share
+        encoded = _streamed(images, seed, per_epoch, share, *steps, worker, workers)
+    else:
+        encoded = indices.unbatch().map(images.encoded, tf.data.AUTOTUNE)
+    drawn = tf.data.Dataset.range(*steps).map(draws).unbatch()
+    examples = tf.data.Dataset.zip(encoded, drawn).map(crop, tf.data.AUTOTUNE)
+    batches = examples.batch(share, drop_remainder=True)
+    return batches.prefetch(tf.data.AUTOTUNE)
+
+
+class InputTimer:
+    """Measures the seconds that a consumer waits for its batches."""
+
+    def __init__(self):
+        with tf.device("CPU"):
+            self._seconds = tf.Variable(0.0, trainable=False, dtype=tf.float64)
+
+    @staticmethod
+    def possible():
+        """Whether TensorFlow has a clock: not under op determinism."""
+        try:
+            tf.timestamp()
+        except tf.errors.FailedPreconditionError:
+            return False
+        return True
+
+    @property
+    def seconds(self):
+        """Seconds waited so far."""
+        return float(self._seconds.numpy())
+
+    def watch(self, batches):
+        """The same batches, each between two readings of the clock.
+
+        Args:
+            batches: `tf.data.Dataset`, with a prefetch at its end as a rule.
+
+        Returns:
+            A `tf.data.Dataset` for a consumer that asks when it needs a batch. Several
+            devices fetch ahead of time; their wait would mean little.
+        """
+
+        def count(asked, batch, given):
+            self._seconds.assign_add(given - asked)
+            return batch
+
+        clock = tf.data.Dataset.range(tf.int64.max).map(lambda _: tf.timestamp())
+        # `zip` reads the three in order.
+        watched = tf.data.Dataset.zip(clock, batches, clock).map(count)
+        options = tf.data.Options()
+        options.experimental_optimization.inject_prefetch = False
+        return watched.with_options(options)
+
+
+def shuffled_indices(
+    count, batch_size, seed, first_step, last_step, worker=0, workers=1
+):
+    """Which of `count` examples each step takes: a dataset of int64 vectors.
+
+    Args and order as in `training_batches`.
+    """
+    steps_per_epoch, share = count // batch_size, batch_size // workers
+    positions = worker * share + tf.range(share, dtype=tf.int64)
+
+    def indices(step):
+        first = step % steps_per_epoch * batch_size
+        return _shuffled(first + positions, seed, step // steps_per_epoch, count)
+
+    return tf.data.Dataset.range(first_step, last_step).map(indices)
+
+
+def _shuffled(position, seed, epoch, count):
+    """Index of the example at a position in an epoch's order; nothing is stored."""
+    key = tf.random.stateless_uniform(
+        [3],
+        tf.stack([tf.constant(seed, tf.int64), tf.cast(epoch, tf.int64)]),
+        minval=None,
+        maxval=None,
+        dtype=tf.int32,
+        alg="philox",
+    )
+    # tf.random.experimental.index_shuffle is this op with 4 rounds and the plain seed:
+    # orders of neighbouring epochs then correlate at up to 0.7. From 8 rounds on they
+    # look independent.
+    return tf.raw_ops.RandomIndexShuffle(
+        index=position, seed=key, max_index=tf.cast(count - 1, tf.int64), rounds=12
+    )
+
+
+def read_crops(encoded, operations, draws):
+    """Crops and flips of one encoded image, in a graph.
+
+    Args:
+        encoded: scalar string tensor, the bytes of the image.
+        operations: list of `RandomResizedCropAndFlip`.
+        draws: for each, the row of its `draw` that belongs to the image.
+
+    Returns:
+        For each, a uint8 tensor [size, size, 3].
+    """
+    pairs = [(op, draw[tf.newaxis]) for op, draw in zip(operations, draws)]
+
+    def boxes(height, width):
+        found = [op.boxes(draw, height, width) for op, draw in pairs]
+        return tf.concat(found, axis=0)
+
+    flips = tf.concat([op.flips(draw) for op, draw in pairs], axis=0)
+    return decode_crops(encoded, boxes, [op.size for op in operations], flips)
+
+
+def _streamed(images, seed, per_epoch, share, first_step, last_step, worker, workers):
+    """Encoded images of the steps; images of earlier steps are not decoded."""
+    first, last = first_step * share, last_step * share
+    encoded = None
+    for epoch in range(first // per_epoch, -(-last // per_epoch)):
+        start = epoch * per_epoch
+        # Workers' files can differ in length; the shorter begin again.
+        source = images.epoch(seed, epoch, worker, workers).repeat()
+        part = source.take(min(per_epoch, last - start)).skip(max(first - start, 0))
+        encoded = part if encoded is None else encoded.concatenate(part)
+    return encoded
+
+
+def evaluation_batches(images, size, batch_size=256, count=None):
+    """Images in their order, each brought to size by `center_crop`.
+
+    Args:
+        images: `ArrayImages` or `EncodedImages`.
+        size: side of the result in pixels.
+        batch_size: images per batch; the last may be smaller.
+        count: take only so many, evenly spread over the set; None takes all.
+
+    Returns:
+        A `tf.data.Dataset` of batches [batch, size, size, 3] in 0-255: uint8 of images
+        in memory that have the size, else float32.
+    """
+
+    def read(index):
+        image = images.read(index)
+        return image if fits else center_crop(image, size)
+
+    fits = images.same_size and images.size == (size, size)
+    dataset = tf.data.Dataset.from_tensor_slices(spread_indices(images, count))
+    dataset = dataset.map(read, tf.data.AUTOTUNE)
+    return dataset.batch(batch_size).prefetch(tf.data.AUTOTUNE)
+
+
+def center_crop(image, size):
+    """Resizes the shorter side and cuts out the central square.
+
+    The shorter side becomes 8/7 of `size`, bilinear with antialiasing: 256 for 224. An
+    image that already has the size is not changed.
+
+    Args:
+        image: uint8 tensor [height, width, 3].
+        size: side of the result in pixels.
+
+    Returns:
+        float32 tensor [size, size, 3] in 0-255.
+    """
+    image = tf.cast(image, tf.float32)
+
+    def resized():
+        pixels = tf.cast(shape, tf.float32)
+        shorter = round(size * 8 / 7)
+        whole = tf.round(pixels * (shorter / tf.reduce_min(pixels)))
+        # `tf.image.resize` and a cut in one: of an image of extreme aspect, the whole
+        # would be large.
+        square = tf.raw_ops.ScaleAndTranslate(
+            images=image[tf.newaxis],
+            size=[size, size],
+            scale=whole / pixels,
+            translation=-tf.floor((whole - size) / 2),
+            kernel_type="triangle",
+            antialias=True,
+        )[0]
+        return tf.clip_by_value(square, 0, 255)
+
+    shape = tf.shape(image)[:2]
+    as_it_is = tf.reduce_all(shape == size)
+    return tf.ensure_shape(tf.cond(as_it_is, lambda: image, resized), [size, size, 3])
+
+
+def labelled_crops(images, batch_size, epochs, size, seed=0, scale=(0.2, 1.0)):
+    """Batches of random crops and flips with their labels, epoch after epoch.
+
+    Args:
+        images: labelled images.
+        batch_size: images per batch; what is left at the end of an epoch is dropped.
+        epochs: passes over the images, each in a different order.
+        size: side of the crops in pixels.
+        seed: integer seed of order, crops and flips.
+        scale: smallest and largest share of an image's area.
+
+    Returns:
+        A `tf.data.Dataset` of float32 batches [batch_size, size, size, 3] in 0-255 and
+        int64 labels [batch_size].
+    """
+    labels = tf.constant(images.labels, tf.int64)
+    crop = RandomResizedCropAndFlip(size, scale)
+
+    def read(step, indices):
+        draw = tf.stack([tf.constant(seed, tf.int64), step])
+        if images.same_size:
+            planes = crop(image_ops.to_planes(images.read(indices)), seed=draw)
+            batch = 255 * image_ops.to_pixels(planes)
+        else:
+            draws = crop.draw(draw, batch_size)
+            batch = tf.map_fn(
+                lambda i: read_crops(images.encoded(indices[i]), [crop], [draws[i]])[0],
+                tf.range(batch_size),
+                fn_output_signature=tf.TensorSpec([size, size, 3], tf.uint8),
+            )
+            batch = tf.cast(batch, tf.float32)
+        return batch, tf.gather(labels, indices)
+
+    steps = epochs * (len(images) // batch_size)
+    indices = shuffled_indices(len(images), batch_size, seed, 0, steps)
+    batches = indices.enumerate().map(read, tf.data.AUTOTUNE)
+    return batches.prefetch(tf.data.AUTOTUNE)

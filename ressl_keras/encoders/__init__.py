@@ -1,0 +1,1 @@
+"""Encoders: building, loading, embedding images, exporting."""

@@ -1,0 +1,102 @@
+"""Exporting an encoder: a Keras file, a SavedModel, other formats."""
+
+import keras
+
+from ressl_keras.encoders.encoder import build_encoder, describe, save_encoder
+from ressl_keras.encoders.serving import has_module, save_saved_model
+from ressl_keras.errors import UsageError
+from ressl_keras.run_folder import RunFolder, replacing
+
+# Format: (ending, modules it needs, how to install them).
+FORMATS = {
+    "onnx": ("onnx", ("tf2onnx", "onnx"), "pip install tf2onnx onnx"),
+    "litert": ("tflite", (), ""),
+}
+
+
+def save_format(encoder, workdir, name):
+    """Writes an encoder in another format.
+
+    Args:
+        encoder: functional `keras.Model` from images to features.
+        workdir: folder to write into.
+        name: one of `FORMATS`.
+
+    Returns:
+        Path of the file, `encoder.onnx` or `encoder.tflite`.
+
+    Raises:
+        UsageError: if the format is unknown or its library is missing.
+    """
+    check_formats([name])
+    ending = FORMATS[name][0]
+    path = RunFolder(workdir).encoder_in(ending)
+    images = keras.InputSpec(shape=encoder.input_shape, dtype="float32", name="images")
+    with replacing(path) as temporary:
+        encoder.export(temporary, format=name, input_signature=[images], verbose=False)
+    return path
+
+
+def check_formats(names):
+    """Checks that formats are known and their libraries installed.
+
+    Raises:
+        UsageError: if not, naming the package to install.
+    """
+    for name in names:
+        if name not in FORMATS:
+            raise UsageError(
+                f"Unknown format '{name}'; known are {', '.join(FORMATS)}."
+            )
+        _, modules, installation = FORMATS[name]
+        missing = [module for module in modules if not has_module(module)]
+        if missing:
+            raise UsageError(f"{name} needs {', '.join(missing)}: {installation}")
+
+
+def save_all(
+    backbone,
+    workdir,
+    size,
+    description,
+    projector=None,
+    normalize=False,
+    formats=(),
+    warmup=None,
+    log=print,
+):
+    """Writes `encoder.keras`, `encoder.json`, the next SavedModel, other formats.
+
+    Args:
+        backbone: functional `keras.Model` from normalised images to features.
+        workdir: folder to write into.
+        size: side of the images in pixels.
+        description: dict of facts about the encoder.
+        projector: `keras.Model` to put behind it, or None.
+        normalize: whether the SavedModel's embeddings are scaled to unit length.
+        formats: names out of `FORMATS`.
+        warmup: whether to write warm-up requests; None does if it can.
+        log: called with a line of text.
+
+    Returns:
+        Path of the encoder's file.
+
+    Raises:
+        UsageError: if a library is missing; before anything is written.
+    """
+    check_formats(formats)
+    encoder = build_encoder(backbone, projector, size)
+    described = describe(encoder, {**description, "normalized": normalize})
+    saved_model = save_saved_model(
+        build_encoder(backbone, projector, size, any_size=True),
+        size,
+        RunFolder(workdir).export,
+        normalize,
+        warmup,
+        described,
+    )
+    path = save_encoder(encoder, workdir, description)
+    written = [path, saved_model]
+    written += [save_format(encoder, workdir, name) for name in formats]
+    log("Exported: " + ", ".join(written))
+    return path

@@ -1,0 +1,188 @@
+"""A SavedModel of an encoder, for TensorFlow Serving."""
+
+import importlib.util
+import os
+import shutil
+import tempfile
+
+import numpy as np
+import tensorflow as tf
+
+from ressl_keras.data.decoding import decode
+from ressl_keras.data.pipeline import center_crop
+from ressl_keras.errors import UsageError
+from ressl_keras.run_folder import RunFolder, write_json
+
+_SERVING_API = "pip install --no-deps tensorflow-serving-api"
+
+
+class ServingModule(tf.Module):
+    """An encoder as the TensorFlow functions that a server calls.
+
+    Args:
+        encoder: `keras.Model` from images in 0-255 to features [batch, dim].
+        size: side in pixels that encoded images are resized to.
+        normalize: whether embeddings are scaled to unit length.
+    """
+
+    def __init__(self, encoder, size, normalize=False):
+        super().__init__(name="encoder")
+        self._size, self._normalize = size, normalize
+        self._forward = encoder
+        self._variables = [variable.value for variable in encoder.variables]
+        images_shape, self._dim = encoder.input_shape, encoder.output_shape[-1]
+
+        def signature(shape, dtype, name):
+            return [tf.TensorSpec(shape, dtype, name)]
+
+        self.serving_default = tf.function(
+            lambda images: self._embed(images),
+            input_signature=signature(images_shape, tf.float32, "images"),
+        )
+        # A signature has one dtype; a client of this one sends a quarter of the bytes.
+        self.serve_uint8 = tf.function(
+            lambda images: self._embed(tf.cast(images, tf.float32)),
+            input_signature=signature(images_shape, tf.uint8, "images"),
+        )
+        self.serve_bytes = tf.function(
+            lambda image_bytes: self._embed(self._read(image_bytes)),
+            input_signature=signature([None], tf.string, "image_bytes"),
+        )
+
+    @property
+    def signatures(self):
+        """The functions under the names that clients ask for."""
+        return {
+            "serving_default": self.serving_default,
+            "serve_uint8": self.serve_uint8,
+            "serve_bytes": self.serve_bytes,
+        }
+
+    def _embed(self, images):
+        def forward():
+            return tf.cast(self._forward(images, training=False), tf.float32)
+
+        # oneDNN's convolution gives an empty batch the shape of its input.
+        nothing = tf.zeros([0, self._dim])
+        empty = tf.equal(tf.shape(images)[0], 0)
+        embedding = tf.cond(empty, lambda: nothing, forward)
+        if self._normalize:
+            embedding = tf.math.l2_normalize(embedding, axis=-1)
+        return {"embedding": embedding}
+
+    def _read(self, image_bytes):
+        """Encoded images [batch] as squares, float32 [batch, size, size, 3]."""
+        count = tf.size(image_bytes, tf.int64)
+
+        def read(index, encoded):
+            return index, center_crop(decode(encoded), self._size)
+
+        # The decoder's own error does not say which image it is about, so undecodable
+        # ones are left out and then counted. Decoding is parallel here.
+        images = tf.data.Dataset.from_tensor_slices(image_bytes).enumerate()
+        images = images.map(read, tf.data.AUTOTUNE).ignore_errors()
+        # At least one element, for an empty batch.
+        blank = tf.zeros([self._size, self._size, 3])
+        end = tf.data.Dataset.from_tensors((count, blank))
+        indices, squares = images.concatenate(end).batch(count + 1).get_single_element()
+        missing = tf.sets.difference([tf.range(count)], [indices[:-1]]).values
+        message = tf.strings.format(
+            "image_bytes at {} cannot be decoded as JPEG, PNG, GIF or BMP", missing
+        )
+        complete = tf.debugging.Assert(tf.size(missing) == 0, [message])
+        with tf.control_dependencies([complete]):
+            return tf.identity(squares[:-1])
+
+
+def save_saved_model(
+    encoder, size, folder, normalize=False, warmup=None, description=None
+):
+    """Writes the next version of a SavedModel, for TF Serving to load as it is.
+
+    Args:
+        encoder: `keras.Model` from images in 0-255 to features [batch, dim].
+        size: side in pixels that encoded images are resized to.
+        folder: folder of the versions; made if absent. Versions are never overwritten.
+        normalize: whether embeddings are scaled to unit length.
+        warmup: whether to write warm-up requests; None does if it can.
+        description: dict to put beside the model as `assets.extra/encoder.json`.
+
+    Returns:
+        Path of the version's folder.
+
+    Raises:
+        UsageError: if `warmup` is asked for and the package for it is missing.
+    """
+    if warmup is None:
+        warmup = has_module("tensorflow_serving")
+    elif warmup and not has_module("tensorflow_serving"):
+        raise UsageError(f"Warm-up requests need the serving API: {_SERVING_API}")
+    os.makedirs(folder, exist_ok=True)
+    # A server that watches the folder ignores names that are no numbers.
+    temporary = tempfile.mkdtemp(prefix="writing-", dir=folder)
+    try:
+        served = ServingModule(encoder, size, normalize)
+        tf.saved_model.save(served, temporary, signatures=served.signatures)
+        extra = os.path.join(temporary, "assets.extra")
+        os.makedirs(extra)
+        write_json(
+            RunFolder(extra).description,
+            {**(description or {}), "input_size": [size, size]},
+        )
+        if warmup:
+            write_warmup(
+                os.path.join(extra, "tf_serving_warmup_requests"),
+                [size if side is None else side for side in encoder.input_shape[1:3]],
+            )
+        os.chmod(temporary, 0o755)  # mkdtemp's are for their owner alone
+        return _rename_to_next_version(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def has_module(name):
+    """Whether a Python module is installed."""
+    return importlib.util.find_spec(name) is not None
+
+
+def _rename_to_next_version(temporary, folder):
+    while True:
+        versions = [int(name) for name in os.listdir(folder) if name.isdecimal()]
+        path = os.path.join(folder, str(max(versions, default=0) + 1))
+        try:
+            os.rename(temporary, path)
+            return path
+        except OSError:
+            if not os.path.isdir(path):  # else another export took the number
+                raise
+
+
+def write_warmup(path, image_size, batch_sizes=(1, 8)):
+    """Writes requests that TF Serving runs before it calls a model available.
+
+    Args:
+        path: file to write, `assets.extra/tf_serving_warmup_requests`.
+        image_size: height and width of the images, in pixels.
+        batch_sizes: sizes of the requests' batches.
+    """
+    from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
+
+    gray = np.full([*image_size, 3], 128, np.uint8)
+    requests = {
+        "serving_default": ("images", gray.astype(np.float32)),
+        "serve_uint8": ("images", gray),
+        "serve_bytes": ("image_bytes", tf.io.encode_jpeg(gray).numpy()),
+    }
+    with tf.io.TFRecordWriter(path) as writer:
+        for signature, (name, value) in requests.items():
+            for batch_size in batch_sizes:
+                request = predict_pb2.PredictRequest()
+                request.model_spec.name = "encoder"
+                request.model_spec.signature_name = signature
+                request.inputs[name].CopyFrom(
+                    tf.make_tensor_proto(np.stack([value] * batch_size))
+                )
+                log = prediction_log_pb2.PredictionLog(
+                    predict_log=prediction_log_pb2.PredictLog(request=request)
+                )
+                writer.write(log.SerializeToString())

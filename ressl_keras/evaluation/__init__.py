@@ -1,0 +1,1 @@
+"""Judging an encoder: protocols, classifiers, signs of collapse, the report."""

@@ -1,0 +1,102 @@
+"""A picture of queries and their nearest neighbours."""
+
+import numpy as np
+from PIL import Image
+
+from ressl_keras.data.images import Subset, spread_indices
+from ressl_keras.encoders.embed import encode
+from ressl_keras.encoders.encoder import input_size
+from ressl_keras.evaluation import pictures
+
+
+def nearest(queries, bank, count):
+    """The nearest rows of a bank, by cosine similarity.
+
+    Args:
+        queries: float array [queries, dim].
+        bank: float array [rows, dim].
+        count: number of neighbours.
+
+    Returns:
+        Tuple of their indices, integer array [queries, count], nearest first, and of
+        their similarities, float array of the same shape.
+    """
+
+    def unit(rows):
+        return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+    similarities = unit(queries) @ unit(bank).T
+    indices = np.argsort(-similarities, axis=1, kind="stable")[:, :count]
+    return indices, np.take_along_axis(similarities, indices, axis=1)
+
+
+def picture(encoder, queries, bank, path, rows=12, columns=8, scale=None, verbose=0):
+    """Draws one row per query: the query at the left, then its nearest images.
+
+    Where there are labels, the queries are spread over the classes, and the frame
+    shows whether a neighbour has the query's class (green) or another (orange).
+
+    Args:
+        encoder: result of `load_encoder`.
+        queries: images to ask about.
+        bank: images to find, or the same object; a query does not find itself.
+        path: PNG file to write.
+        rows: number of queries.
+        columns: number of neighbours.
+        scale: how many pixels of the picture a pixel of an image takes; None makes
+            images of about 64.
+        verbose: 1 shows a progress bar, 0 nothing.
+
+    Returns:
+        Share of the neighbours drawn that have the query's class, in per cent, or None
+        without labels.
+    """
+    asked = Subset(queries, query_indices(queries, rows))
+    embedded = encode(bank, encoder, verbose=verbose)
+    # One more, for the query itself.
+    found, _ = nearest(encode(asked, encoder, verbose=0), embedded, columns + 1)
+    if bank is queries:
+        own = asked.indices.numpy()[:, np.newaxis]
+        found = np.stack(
+            [row[row != self_][:columns] for row, self_ in zip(found, own)]
+        )
+    found = found[:, :columns]
+    size = input_size(encoder, bank)
+    scale = scale or max(round(64 / size), 1)
+    canvas, agreement = [], []
+    for index, row in enumerate(found):
+        images = [
+            pictures.squares(asked, [index], size),
+            pictures.squares(bank, row, size),
+        ]
+        colours = [pictures.PLAIN] * (1 + len(row))
+        if asked.labels is not None and bank.labels is not None:
+            same = bank.labels[row] == asked.labels[index]
+            colours[1:] = [pictures.SAME if ok else pictures.OTHER for ok in same]
+            agreement.append(same.mean())
+        tiles = [
+            pictures.framed(image, colour, scale)
+            for image, colour in zip(np.concatenate(images), colours)
+        ]
+        gap = np.full([len(tiles[0]), 12, 3], 255, np.uint8)
+        canvas.append(np.concatenate([tiles[0], gap, *tiles[1:]], axis=1))
+    pictures.save(Image.fromarray(np.concatenate(canvas)), path)
+    return float(100 * np.mean(agreement)) if agreement else None
+
+
+def query_indices(images, count):
+    """Indices of the queries: from each class in turn, or spread evenly.
+
+    Args:
+        images: labelled images or others.
+        count: number of queries.
+
+    Returns:
+        Integer array of at most [count].
+    """
+    if images.labels is None:
+        return spread_indices(images, count)
+    by_class = [np.flatnonzero(images.labels == c) for c in np.unique(images.labels)]
+    turns = max(len(members) for members in by_class)
+    indices = [m[i] for i in range(turns) for m in by_class if i < len(m)]
+    return np.array(indices[:count])

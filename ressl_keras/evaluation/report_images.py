@@ -1,0 +1,218 @@
+"""The sections of a report that show images: neighbours, map, classes."""
+
+import dataclasses
+
+import numpy as np
+from PIL import Image
+from sklearn.manifold import TSNE
+from sklearn.metrics import confusion_matrix
+from threadpoolctl import threadpool_limits
+
+from ressl_keras.data.decoding import decode
+from ressl_keras.data.images import ArrayImages, StreamedImages, Subset, spread_indices
+from ressl_keras.data.pipeline import center_crop
+from ressl_keras.encoders.embed import encode
+from ressl_keras.encoders.encoder import input_size
+from ressl_keras.evaluation import collapse, figures, neighbours, pictures
+from ressl_keras.evaluation.page import inline, named
+
+# Images that the map and, without labels, everything else is drawn from.
+_MOST = 2000
+_QUERIES, _NEIGHBOURS = 8, 5
+
+
+@dataclasses.dataclass
+class _Embedded:
+    """Images, what an encoder makes of them, and the side it takes them at."""
+
+    images: object
+    features: np.ndarray
+    side: int
+
+    @property
+    def labels(self):
+        return self.images.labels
+
+    def take(self, indices):
+        chosen = Subset(self.images, indices)
+        return _Embedded(chosen, self.features[indices], self.side)
+
+    def squares(self, indices):
+        return pictures.squares(self.images, indices, self.side)
+
+
+def look(encoder, dataset, predictions=None):
+    """Neighbours, map and spread of an encoder's features.
+
+    Args:
+        encoder: `keras.Model` from images in 0-255 to features [batch, dim].
+        dataset: `Dataset`, with labels or without.
+        predictions: `Predictions` whose features are used, or None.
+
+    Returns:
+        Dict of sections of the report.
+    """
+    if predictions is not None and predictions.test_features is not None:
+        side = input_size(encoder, predictions.test)
+        asked = _Embedded(predictions.test, predictions.test_features, side)
+        bank = _Embedded(predictions.train, predictions.train_features, side)
+    else:
+        images = dataset.test if dataset.labelled else dataset.pretrain
+        images = _sample(images, encoder)
+        side = input_size(encoder, images)
+        features = encode(images, encoder, verbose=0)
+        asked = bank = _Embedded(images, features, side)
+    some = asked.take(spread_indices(asked.images, _MOST))
+    class_names = [named(name) for name in dataset.class_names]
+    if not np.isfinite(some.features).all():
+        return {"broken": True}
+    return {
+        "health": _health(some.features),
+        "neighbours": _neighbours(asked, bank, class_names)
+        if len(bank.images) > 1
+        else None,
+        "map": _map(some, class_names) if len(some.images) > 3 else None,
+    }
+
+
+def _sample(images, encoder):
+    """Some of a set's images, which can be read at any index."""
+    if not isinstance(images, StreamedImages):
+        return Subset(images, spread_indices(images, _MOST))
+    side = input_size(encoder, images)
+    # Of a set too large for memory: the first images of an epoch.
+    read = images.epoch(0, 0).take(_MOST // 4).map(decode)
+    squares = read.map(lambda image: center_crop(image, side))
+    return ArrayImages(np.round(list(squares.as_numpy_iterator())).astype(np.uint8))
+
+
+def _health(features):
+    """Signs of collapse in the features, which need no labels."""
+    unit = _unit(features)
+    return {
+        "count": len(unit),
+        "rank": collapse.effective_rank(unit),
+        "most_rank": min(unit.shape),
+        "spread": collapse.relative_std(unit),
+    }
+
+
+def _unit(features):
+    lengths = np.linalg.norm(features, axis=1, keepdims=True)
+    return features / np.maximum(lengths, 1e-12)
+
+
+def _neighbours(asked, bank, class_names):
+    """Rows of a query and its nearest images."""
+    indices = neighbours.query_indices(asked.images, _QUERIES)
+    found, similarities = neighbours.nearest(
+        asked.features[indices], bank.features, _NEIGHBOURS + 1
+    )
+    rows = []
+    queries = asked.squares(indices)
+    for index, query, near, similar in zip(indices, queries, found, similarities):
+        # A query of the bank itself finds itself first.
+        own = (bank is asked) & (near == index)
+        near, similar = near[~own][:_NEIGHBOURS], similar[~own][:_NEIGHBOURS]
+        tiles = []
+        for other, image, value in zip(near, bank.squares(near), similar):
+            tile = {**_tile(image), "similarity": f"{value:.2f}"}
+            if asked.labels is not None and bank.labels is not None:
+                tile["name"] = class_names[bank.labels[other]]
+                tile["same"] = bool(bank.labels[other] == asked.labels[index])
+            tiles.append(tile)
+        query = _tile(query)
+        if asked.labels is not None:
+            query["name"] = class_names[asked.labels[index]]
+        rows.append({"query": query, "tiles": tiles})
+    return rows
+
+
+def _tile(image):
+    """A square image of at most 96 pixels, inline."""
+    picture = Image.fromarray(image)
+    return inline(picture if len(image) <= 96 else pictures.fitted(image, 96))
+
+
+def _map(some, class_names):
+    """The features in two dimensions, as points of classes and as thumbnails."""
+    points = project(some.features)
+    drawn = {"count": len(points)}
+    if some.labels is not None and len(class_names) <= figures.MOST_CLASSES:
+        svg = figures.scatter("map", points, some.labels)
+        drawn["svg"] = svg
+        drawn["key"] = [
+            {"colour": colour, "sign": sign, "name": class_names[label]}
+            for label in np.unique(some.labels)
+            for colour, _, sign in [figures.key(label)]
+        ]
+    side, thumbnail = 960, 48
+    shown = pictures.indices_apart(points, thumbnail / (side - thumbnail))
+    picture = pictures.scattered(some.squares(shown), points[shown], side, thumbnail)
+    return {**drawn, "shown": len(shown), "picture": inline(picture)}
+
+
+def project(features, steps=500):
+    """Projects features to two dimensions by t-SNE.
+
+    Args:
+        features: float array [count, dim], at least four.
+        steps: iterations.
+
+    Returns:
+        float array [count, 2] in 0-1, the same for the same features.
+    """
+    unit = _unit(features)
+    # scikit-learn divides by the variance, which collapsed features do not have. The
+    # noise is far below any meaningful difference.
+    unit = unit + np.random.default_rng(0).normal(0, 1e-6, unit.shape)
+    tsne = TSNE(
+        perplexity=min(30, (len(unit) - 1) / 3),
+        init="pca" if min(unit.shape) > 1 else "random",
+        max_iter=steps,
+        random_state=0,
+    )
+    # Its threads wait for each other in busy loops, which takes minutes on a busy
+    # processor; one thread takes seconds.
+    with threadpool_limits(1):
+        points = tsne.fit_transform(unit)
+    points -= points.min(axis=0)
+    return points / np.maximum(points.max(axis=0), 1e-12)
+
+
+def classes(predictions, class_names):
+    """Confusion matrix and per-class accuracies of the kNN classifier.
+
+    Args:
+        predictions: `Predictions` with `knn_classes`.
+        class_names: list of strings.
+
+    Returns:
+        Dict of the figure and the rows of the table.
+    """
+    names = [named(name) for name in class_names]
+    counts = confusion_matrix(
+        predictions.test.labels, predictions.knn_classes, labels=range(len(names))
+    )
+    rows = []
+    for label, own in enumerate(counts):
+        if not own.sum():
+            continue
+        wrong = np.where(np.arange(len(own)) == label, 0, own)
+        row = {
+            "name": names[label],
+            "count": int(own.sum()),
+            "accuracy": 100 * own[label] / own.sum(),
+        }
+        if wrong.any():
+            row |= {
+                "taken_for": names[wrong.argmax()],
+                "times": int(wrong.max()),
+            }
+        rows.append(row)
+    svg = figures.confusion("confusion", counts, names)
+    listed = rows
+    if len(rows) > 40:
+        ranked = sorted(rows, key=lambda row: row["accuracy"])
+        listed = ranked[:20] + ranked[-20:]
+    return {"svg": svg, "rows": listed, "count": len(rows)}

@@ -1,0 +1,1 @@
+"""The method: model, losses and objectives, queue, networks, optimizer."""

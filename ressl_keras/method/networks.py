@@ -1,0 +1,196 @@
+"""Backbones and projectors, as plain functional Keras models."""
+
+import inspect
+
+import keras
+
+from ressl_keras.errors import UsageError, closest
+
+# Blocks in each of the four stages.
+_SMALL_RESNETS = {
+    "resnet10_small": (1, 1, 1, 1),
+    "resnet18_small": (2, 2, 2, 2),
+    "resnet34_small": (3, 4, 6, 3),
+}
+_RESNETS = {
+    "resnet18": ("basic_block", (2, 2, 2, 2)),
+    "resnet34": ("basic_block", (3, 4, 6, 3)),
+    "resnet50": ("block", (3, 4, 6, 3)),
+    "resnet101": ("block", (3, 4, 23, 3)),
+}
+
+
+def _applications():
+    """Networks of keras.applications under the names they have there."""
+    return {k: v for k, v in vars(keras.applications).items() if inspect.isfunction(v)}
+
+
+def backbone_names():
+    """All names that `build_backbone` takes, sorted."""
+    return sorted([*_SMALL_RESNETS, *_RESNETS, *_applications()])
+
+
+def build_backbone(name, input_shape, width=64, synchronized=False):
+    """Builds a randomly initialised encoder.
+
+    Args:
+        name: one of `backbone_names()`: `resnet18_small` and its like have the stem
+            for small images (3x3 convolution, no pooling); `resnet18` to `resnet101`
+            are KerasCV's; the others are keras.applications networks without their
+            built-in preprocessing.
+        input_shape: (height, width, 3); height and width may be None where the
+            network allows it.
+        width: channels of the first stage, for the small ResNets only.
+        synchronized: whether batch norms share statistics over the replicas of a
+            distribution strategy.
+
+    Returns:
+        A functional `keras.Model` from normalised images [batch, *input_shape] to
+        features [batch, feature dim].
+
+    Raises:
+        UsageError: if the name is unknown, or the network refuses the input shape.
+
+    Example:
+
+    >>> backbone = build_backbone("resnet18_small", (32, 32, 3))
+    >>> backbone.output_shape
+    (None, 512)
+    """
+    if name not in backbone_names():
+        raise UsageError(
+            f"Unknown backbone '{name}'. {closest(name, backbone_names())}"
+        )
+    if name not in _SMALL_RESNETS and width != 64:
+        raise UsageError(
+            f"width={width} applies only to {', '.join(_SMALL_RESNETS)}, not {name}."
+        )
+    if name in _SMALL_RESNETS:
+        backbone = _small_resnet(name, input_shape, width)
+    elif name in _RESNETS:
+        backbone = _keras_cv_resnet(name, input_shape)
+    else:
+        backbone = _application(name, input_shape)
+    return _synchronize(backbone) if synchronized else backbone
+
+
+def _small_resnet(name, input_shape, width):
+    """A basic-block ResNet for images of about 32 to 96 pixels.
+
+    Padding and initialisation follow torchvision, as the paper's networks do: a
+    strided convolution pads both sides, where TensorFlow's "same" pads one.
+    """
+
+    def convolution(x, filters, kernel, strides=1):
+        if kernel == 3 and strides == 2:
+            x = keras.layers.ZeroPadding2D(1)(x)
+        return keras.layers.Conv2D(
+            filters,
+            kernel,
+            strides,
+            padding="same" if strides == 1 else "valid",
+            use_bias=False,
+            kernel_initializer=keras.initializers.VarianceScaling(
+                2.0, "fan_out", "untruncated_normal"
+            ),
+        )(x)
+
+    def normalization(x):
+        return keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5)(x)
+
+    def block(x, filters, strides):
+        shortcut = x
+        if strides != 1 or x.shape[-1] != filters:
+            if strides != 1:
+                # Subsamples as a strided 1x1 convolution would. oneDNN's gradient of
+                # such a convolution writes out of bounds when channels are few
+                # (TensorFlow 2.21: crashes with 4 to 8 at 64 pixels, batch 16).
+                shortcut = keras.layers.AveragePooling2D(1, strides)(x)
+            shortcut = normalization(convolution(shortcut, filters, 1))
+        x = keras.layers.ReLU()(normalization(convolution(x, filters, 3, strides)))
+        x = normalization(convolution(x, filters, 3))
+        return keras.layers.ReLU()(keras.layers.Add()([x, shortcut]))
+
+    inputs = keras.Input(input_shape)
+    x = keras.layers.ReLU()(normalization(convolution(inputs, width, 3)))
+    for stage, blocks in enumerate(_SMALL_RESNETS[name]):
+        for index in range(blocks):
+            x = block(x, width * 2**stage, 2 if stage > 0 and index == 0 else 1)
+    return keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(x), name=name)
+
+
+def _keras_cv_resnet(name, input_shape):
+    # The sized classes (ResNet18Backbone, ...) fetch their configuration from a hub;
+    # the base class builds the same network offline.
+    import keras_cv
+
+    block_type, blocks = _RESNETS[name]
+    body = keras_cv.models.ResNetBackbone(
+        stackwise_filters=(64, 128, 256, 512),
+        stackwise_blocks=blocks,
+        stackwise_strides=(1, 2, 2, 2),
+        block_type=block_type,
+        include_rescaling=False,
+        input_shape=input_shape,
+    )
+    features = keras.layers.GlobalAveragePooling2D()(body.outputs[0])
+    # A plain model, so that its file loads without KerasCV.
+    return keras.Model(body.inputs, features, name=name)
+
+
+def _application(name, input_shape):
+    builder = _applications()[name]
+    options = dict(
+        include_top=False, weights=None, pooling="avg", input_shape=input_shape
+    )
+    if "include_preprocessing" in inspect.signature(builder).parameters:
+        options["include_preprocessing"] = False
+    try:
+        network = builder(**options)
+    except ValueError as error:
+        raise UsageError(f"Backbone {name} refuses {input_shape}: {error}") from error
+
+    # EfficientNet has its preprocessing built in with no way to leave it out.
+    def without_preprocessing(layer):
+        if isinstance(layer, (keras.layers.Rescaling, keras.layers.Normalization)):
+            return keras.layers.Identity(name=layer.name)
+        return layer.__class__.from_config(layer.get_config())
+
+    return keras.models.clone_model(network, clone_function=without_preprocessing)
+
+
+def _synchronize(backbone):
+    def synchronized(layer):
+        config = layer.get_config()
+        if isinstance(layer, keras.layers.BatchNormalization):
+            config["synchronized"] = True
+        return layer.__class__.from_config(config)
+
+    return keras.models.clone_model(backbone, clone_function=synchronized)
+
+
+def build_projector(input_dim, hidden_dim, output_dim):
+    """The two-layer head between features and embeddings.
+
+    Args:
+        input_dim: length of the backbone's features.
+        hidden_dim: width of the hidden layer.
+        output_dim: length of the embeddings.
+
+    Returns:
+        A `keras.Sequential` from [batch, input_dim] to [batch, output_dim].
+    """
+
+    def dense(units, activation=None):
+        return keras.layers.Dense(
+            units,
+            activation,
+            kernel_initializer=keras.initializers.VarianceScaling(
+                1 / 3, "fan_in", "uniform"
+            ),
+        )
+
+    return keras.Sequential(
+        [keras.Input([input_dim]), dense(hidden_dim, "relu"), dense(output_dim)],
+        name="projector",
+    )

@@ -1,0 +1,227 @@
+"""Objectives: the loss of a training step as a function of its similarities.
+
+A training step compares the student's and the teacher's embeddings with the same
+references, usually the queue, each at a temperature that the objective names, and
+measures the similarity of the two embeddings of an image. An objective turns these
+into a loss per example. It is one small class; the step knows none by name.
+"""
+
+import keras
+import tensorflow as tf
+
+from ressl_keras.errors import UsageError, closest
+from ressl_keras.method import losses
+
+
+def build_objective(
+    method,
+    student_temperature=0.1,
+    teacher_temperature=0.04,
+    info_nce_temperature=0.2,
+    info_nce_steps=0,
+):
+    """The objective of a method.
+
+    Args:
+        method: `ressl` or `moco_v2`.
+        student_temperature: of the relation.
+        teacher_temperature: of the relation.
+        info_nce_temperature: of MoCo v2, and of ReSSL's warm-up.
+        info_nce_steps: steps of ReSSL's warm-up with InfoNCE; 0 for none.
+
+    Returns:
+        A `Relation`, `InfoNCE` or `WarmUp`.
+
+    Raises:
+        UsageError: if the method is unknown or a temperature is not positive.
+    """
+    info_nce = InfoNCE(info_nce_temperature)
+    relation = Relation(student_temperature, teacher_temperature)
+    warm_up = WarmUp(info_nce, relation, info_nce_steps)
+    methods = {
+        "ressl": warm_up if info_nce_steps else relation,
+        "moco_v2": info_nce,
+    }
+    if method not in methods:
+        raise UsageError(f"Unknown method '{method}'. {closest(method, methods)}")
+    return methods[method]
+
+
+def check_positive(**numbers):
+    """Checks that all numbers are positive.
+
+    Raises:
+        UsageError: naming the first that is not.
+    """
+    for name, number in numbers.items():
+        if not number > 0:
+            raise UsageError(f"{name} must be positive; got {number}.")
+
+
+@keras.saving.register_keras_serializable("ressl_keras")
+class Relation:
+    """The relation of ReSSL (arXiv 2107.09282, section 3.2).
+
+    The target of the student's relation to the references is the teacher's relation.
+    The similarity of the two embeddings of an image does not enter the loss.
+
+    Args:
+        student_temperature: positive number.
+        teacher_temperature: positive number; a value below the student's sharpens the
+            target.
+
+    Call arguments:
+        student: `losses.Softmax` over the references, the student's relation at
+            `student_temperature`.
+        teacher: the teacher's, at `teacher_temperature`.
+        positive: float tensor [batch], cosine similarity of the two embeddings of an
+            image to each other.
+        step: integer tensor, training steps completed before this one.
+
+    Returns:
+        Loss per example, [batch], in nats.
+
+    Raises:
+        UsageError: if a temperature is not positive.
+
+    Example:
+
+    >>> unit = lambda x: tf.math.l2_normalize(x, axis=-1)
+    >>> embeddings = unit(tf.random.normal([8, 128]))
+    >>> queue = unit(tf.random.normal([4096, 128]))
+    >>> objective = Relation()
+    >>> student = losses.relate(embeddings, queue, objective.student_temperature)
+    >>> teacher = losses.relate(embeddings, queue, objective.teacher_temperature)
+    >>> objective(student, teacher, tf.ones([8]), step=0).shape
+    TensorShape([8])
+    """
+
+    def __init__(self, student_temperature=0.1, teacher_temperature=0.04):
+        check_positive(
+            student_temperature=student_temperature,
+            teacher_temperature=teacher_temperature,
+        )
+        self.student_temperature = student_temperature
+        self.teacher_temperature = teacher_temperature
+
+    def __call__(self, student, teacher, positive, step):
+        return losses.cross_entropy(student, teacher)
+
+    def get_config(self):
+        return {
+            "student_temperature": self.student_temperature,
+            "teacher_temperature": self.teacher_temperature,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+
+@keras.saving.register_keras_serializable("ressl_keras")
+class InfoNCE:
+    """InfoNCE as in MoCo v2 (arXiv 2003.04297).
+
+    The positive is the teacher's embedding of the same image; the references are the
+    negatives. The teacher's relation does not enter the loss.
+
+    Args:
+        temperature: positive number.
+
+    Call arguments and result are those of `Relation`.
+
+    Raises:
+        UsageError: if the temperature is not positive.
+    """
+
+    def __init__(self, temperature=0.2):
+        check_positive(info_nce_temperature=temperature)
+        self.temperature = temperature
+
+    @property
+    def student_temperature(self):
+        return self.temperature
+
+    @property
+    def teacher_temperature(self):
+        """Temperature of the relation in the metrics; it does not enter the loss."""
+        return self.temperature
+
+    def __call__(self, student, teacher, positive, step):
+        return losses.info_nce(student, positive / self.temperature)
+
+    def get_config(self):
+        return {"temperature": self.temperature}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+
+@keras.saving.register_keras_serializable("ressl_keras")
+class WarmUp:
+    """One objective for the first steps, another after them (arXiv 2203.08717).
+
+    While the embeddings in the queue are still random, their relations carry little
+    information; InfoNCE learns from the first step.
+
+    Args:
+        first: objective of the first steps.
+        then: objective of the remaining steps. The relations are computed at its
+            temperatures in all steps.
+        steps: number of first steps.
+
+    Call arguments and result are those of `Relation`.
+    """
+
+    def __init__(self, first, then, steps):
+        self.first, self.then, self.steps = first, then, steps
+
+    @property
+    def student_temperature(self):
+        return self.then.student_temperature
+
+    @property
+    def teacher_temperature(self):
+        return self.then.teacher_temperature
+
+    def __call__(self, student, teacher, positive, step):
+        def first():
+            student_then = self.student_temperature, self.first.student_temperature
+            teacher_then = self.teacher_temperature, self.first.teacher_temperature
+            return self.first(
+                _at_temperature(student, *student_then),
+                _at_temperature(teacher, *teacher_then),
+                positive,
+                step,
+            )
+
+        return tf.cond(
+            step < self.steps,
+            first,
+            lambda: self.then(student, teacher, positive, step),
+        )
+
+    def get_config(self):
+        serialize = keras.saving.serialize_keras_object
+        return {
+            "first": serialize(self.first),
+            "then": serialize(self.then),
+            "steps": self.steps,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        deserialize = keras.saving.deserialize_keras_object
+        return cls(
+            deserialize(config["first"]),
+            deserialize(config["then"]),
+            config["steps"],
+        )
+
+
+def _at_temperature(relation, before, after):
+    """A relation computed at one temperature, converted to another."""
+    if before == after:
+        return relation
+    return losses.softmax(relation.logits * (before / after))

@@ -1,0 +1,90 @@
+"""What a training step exchanges between the replicas of a distribution strategy.
+
+All functions are called in replica context; with one replica they do nothing.
+"""
+
+import tensorflow as tf
+
+
+def count():
+    """Number of replicas."""
+    return tf.distribute.get_replica_context().num_replicas_in_sync
+
+
+def first_index(batch_size):
+    """Index in the global batch of this replica's first example.
+
+    Args:
+        batch_size: integer tensor, examples of this replica.
+    """
+    context = tf.distribute.get_replica_context()
+    if context.num_replicas_in_sync == 1:
+        return 0
+    return context.replica_id_in_sync_group * batch_size
+
+
+def indices(batch_size):
+    """Indices [batch] in the global batch of this replica's examples."""
+    return first_index(batch_size) + tf.range(batch_size)
+
+
+def gather(tensor):
+    """The global batch, in replica order, on every replica.
+
+    Args:
+        tensor: [batch, ...], of equal length on all replicas.
+
+    Returns:
+        Tensor [global batch, ...].
+    """
+    context = tf.distribute.get_replica_context()
+    if context.num_replicas_in_sync == 1:
+        return tensor
+    batch, *rest = tensor.shape
+    gathered = context.all_gather(tensor, axis=0)  # loses the static shape
+    total = batch and batch * context.num_replicas_in_sync
+    return tf.ensure_shape(gathered, [total, *rest])
+
+
+def mean_std(embeddings):
+    """Standard deviation over the global batch, averaged over the dimensions.
+
+    Args:
+        embeddings: float tensor [batch, dim].
+
+    Returns:
+        Scalar.
+    """
+    context = tf.distribute.get_replica_context()
+    if context.num_replicas_in_sync == 1:
+        return tf.reduce_mean(tf.math.reduce_std(embeddings, axis=0))
+    moments = tf.stack(
+        [tf.reduce_mean(embeddings, axis=0), tf.reduce_mean(embeddings**2, axis=0)]
+    )
+    mean, square = tf.unstack(context.all_reduce(tf.distribute.ReduceOp.MEAN, moments))
+    return tf.reduce_mean(tf.sqrt(tf.maximum(square - mean**2, 0)))
+
+
+def shuffled(function, batch, draw_seed):
+    """Applies a function to a batch whose examples are shuffled over the replicas.
+
+    Every replica gets other examples than its own, and its own results back. A batch
+    norm inside then takes its statistics from other images than the student's, as in
+    the reference implementation.
+
+    Args:
+        function: from [batch, ...] to [batch, dim].
+        batch: tensor [batch, ...].
+        draw_seed: integer tensor [2], equal on all replicas.
+
+    Returns:
+        Tensor [batch, dim], in the order of `batch`.
+    """
+    size = tf.shape(batch)[0]
+    own = indices(size)
+    lots = tf.random.stateless_uniform([size * count()], draw_seed, alg="philox")
+    order = tf.argsort(lots)  # the same on every replica
+    dealt = tf.gather(gather(batch), tf.gather(order, own))
+    results = gather(function(tf.ensure_shape(dealt, batch.shape)))
+    results = tf.gather(results, tf.gather(tf.argsort(order), own))
+    return tf.ensure_shape(results, [batch.shape[0], results.shape[-1]])

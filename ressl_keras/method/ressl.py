@@ -1,0 +1,323 @@
+"""The model: a student that learns the teacher's relations (arXiv 2107.09282)."""
+
+import keras
+import tensorflow as tf
+
+from ressl_keras.augmentation.bundle import ViewBundle, listed
+from ressl_keras.errors import UsageError
+from ressl_keras.method import losses, objectives, replicas
+from ressl_keras.method.networks import build_projector
+from ressl_keras.method.optimizers import SGD  # noqa: F401, saved models refer to it
+from ressl_keras.method.queue import FeatureQueue
+
+
+@keras.saving.register_keras_serializable("ressl_keras")
+class ReSSL(keras.Model):
+    """Relational self-supervised learning with weak augmentation.
+
+    The teacher, an exponential moving average of the student, embeds a weakly augmented
+    view of each image; the student embeds a strongly augmented view. Both are compared
+    with a queue of past teacher embeddings. The target of the student's relation to the
+    queue is the teacher's relation, made sharper by a lower temperature.
+
+    `fit` takes a dataset of uint8 image batches [batch, height, width, 3]; labels
+    beside them are ignored. Where the views start from different images, such as crops
+    made while reading, it takes dicts `{"teacher": ..., "student": ...}`, the student's
+    entry one batch or a tuple with one for each of its views.
+
+    Called on normalised images, the model returns the student's embeddings.
+
+    Args:
+        backbone: `keras.Model` from images to features [batch, feature dim].
+        projector: `keras.Model` from features to embeddings [batch, dim]; by default
+            two layers, 512 to 128.
+        teacher_view: layer called as `view(images, training=True, seed=, first=)`;
+            None where the dataset holds the teacher's views, normalised.
+        student_view: the same for the student; or a list of several, whose losses are
+            averaged (multi-crop, section 4.4).
+        queue_size: queue size K.
+        momentum: EMA momentum m of the teacher.
+        objective: the loss and its temperatures, see `objectives`; by default
+            `Relation()`, the paper's.
+        references: embeddings that both are compared with: `queue`, or `batch`, the
+            teacher's embeddings of the other images of the global batch.
+        predictor: `keras.Model` from embeddings to embeddings [batch, dim] that only
+            the student has (arXiv 2203.08717); by default none.
+        shuffle_teacher: whether the teacher's batch is shuffled over the replicas of a
+            distribution strategy, so that its batch-norm statistics come from other
+            images than the student's.
+        seed: integer seed of the views, the queue and the shuffling.
+
+    Raises:
+        UsageError: if the momentum is outside [0, 1], the queue has no rows, or
+            `references` is unknown.
+
+    Example:
+
+    >>> backbone = build_backbone("resnet18_small", (32, 32, 3))
+    >>> model = ReSSL(backbone, None, weak_view(32), strong_view(32))
+    >>> model.compile(SGD(learning_rate=0.06, l2=5e-4))
+    >>> model.fit(images.batch(256, drop_remainder=True), epochs=200)
+    >>> model.backbone.save("backbone.keras")
+    """
+
+    def __init__(
+        self,
+        backbone,
+        projector=None,
+        teacher_view=None,
+        student_view=None,
+        queue_size=4096,
+        momentum=0.99,
+        objective=None,
+        references="queue",
+        predictor=None,
+        shuffle_teacher=False,
+        seed=0,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if references not in ("queue", "batch"):
+            raise UsageError(f"references is queue or batch; got '{references}'.")
+        if not 0 <= momentum <= 1:
+            raise UsageError(f"momentum must lie in [0, 1]; got {momentum}.")
+        self.queue_size = queue_size
+        self.momentum = momentum
+        self.objective = objective or objectives.Relation()
+        self.references = references
+        self.shuffle_teacher = shuffle_teacher
+        self.seed = seed
+
+        self.backbone = backbone
+        self.projector = projector or build_projector(
+            backbone.output_shape[-1], hidden_dim=512, output_dim=128
+        )
+        self.predictor = predictor
+        self.views = ViewBundle(teacher_view, listed(student_view), seed)
+        self.student = keras.Sequential(
+            [keras.Input(backbone.input_shape[1:]), self.backbone, self.projector],
+            name="student",
+        )
+        self.teacher = keras.models.clone_model(self.student)
+        self.teacher.name = "teacher"
+        self.teacher.set_weights(self.student.get_weights())
+        self._averaged = [
+            (theirs, ours)
+            for theirs, ours in zip(self.teacher.weights, self.student.weights)
+            if ours.trainable
+        ]
+        # Not `teacher.trainable = False`: that would put its batch norms into
+        # inference mode, and the method uses the statistics of its own batches.
+        for variable, _ in self._averaged:
+            variable.trainable = False
+
+        dim = self.projector.output_shape[-1]
+        self.queue = FeatureQueue(queue_size, dim, seed=seed)
+        # Not the optimizer's iterations: loss scaling leaves those of skipped updates
+        # out. Each replica counts for itself, as in `FeatureQueue`.
+        self.step = keras.Variable(
+            0,
+            dtype="int64",
+            trainable=False,
+            synchronization="on_read",
+            aggregation="only_first_replica",
+            name="step",
+        )
+        self.trackers = [
+            keras.metrics.Mean(name=name)
+            for name in (
+                "loss",
+                "teacher_entropy",
+                "student_entropy",
+                "agreement",
+                "embedding_std",
+            )
+        ]
+        self.built = True
+
+    def call(self, images, training=False):
+        """The student's unit embeddings [batch, dim] of normalised images."""
+        return _unit(self.student(images, training=training))
+
+    def train_step(self, data):
+        """One step of the method (section 3.3, algorithm 1)."""
+        weak, *strong = self.views(data, self.step.value)  # [b, h, w, 3]
+        with tf.GradientTape() as tape:
+            with tape.stop_recording():
+                self._update_teacher()  # EMA with momentum m
+                z_t = self._embed_teacher(weak)  # [b, D]
+                global_z_t = replicas.gather(z_t)  # [global b, D]
+                queue = self._references(global_z_t)  # [K, D]
+                p_t = self._relation(z_t, queue, self.objective.teacher_temperature)
+            z_s = self._embed_student(strong)  # one [b, D] for each crop
+            p_s = [
+                self._relation(z, queue, self.objective.student_temperature)
+                for z in z_s
+            ]
+            loss = self._loss(p_s, p_t, z_s, z_t)  # [b], mean over crops
+        logs = self._logs(loss, z_s[0], p_s[0], p_t)
+        gradients = self._gradients(tape, loss)
+        self._enqueue(global_z_t, after=[*gradients, *logs.values()])
+        return {**logs, "learning_rate": self._minimize(gradients)}
+
+    def _update_teacher(self):
+        for teacher, student in self._averaged:
+            average = self.momentum * teacher + (1 - self.momentum) * student
+            # Each replica writes its own copy; all compute the same number.
+            tf.raw_ops.AssignVariableOp(resource=teacher.value.handle, value=average)
+
+    def _embed_teacher(self, images):
+        """The teacher's unit embeddings [b, D], of a shuffled batch if asked for."""
+
+        def embed(images):
+            return _unit(self.teacher(images, training=True))
+
+        if not self.shuffle_teacher or replicas.count() == 1:
+            return embed(images)
+        return replicas.shuffled(
+            embed, images, self.views.shuffle_seed(self.step.value)
+        )
+
+    def _embed_student(self, crops):
+        """The student's unit embeddings of each crop; one pass for each size."""
+        embeddings = [None] * len(crops)
+        for size in dict.fromkeys(crop.shape[1:3] for crop in crops):
+            same = [i for i, crop in enumerate(crops) if crop.shape[1:3] == size]
+            images = tf.concat([crops[i] for i in same], axis=0)
+            embedded = self.student(images, training=True)
+            if self.predictor is not None:
+                embedded = self.predictor(embedded, training=True)
+            for i, part in zip(same, tf.split(_unit(embedded), len(same))):
+                embeddings[i] = part
+        return embeddings
+
+    def _references(self, global_teacher):
+        """The embeddings that this step's are compared with, [K, D]."""
+        if self.references == "batch":
+            return global_teacher
+        if not self.jit_compile:
+            self.queue.share()
+        return self.queue.features
+
+    def _relation(self, embeddings, references, temperature):
+        """The relation of embeddings [b, D] to the references [K, D].
+
+        With the batch as references, an image is not a reference of itself.
+        """
+        own = None
+        if self.references == "batch":
+            indices = replicas.indices(tf.shape(embeddings)[0])
+            total = tf.shape(references)[0]
+            own = tf.one_hot(indices, total, on_value=True, off_value=False)
+        return losses.relate(embeddings, references, temperature, excluded=own)
+
+    def _loss(self, relations, target, students, teacher):
+        """The objective of each crop, averaged; [b]."""
+        crop_losses = [
+            self.objective(
+                relation,  # over [b, K]
+                target,
+                positive=tf.reduce_sum(student * teacher, axis=-1),  # [b]
+                step=self.step.value,
+            )
+            for student, relation in zip(students, relations)
+        ]
+        return tf.add_n(crop_losses) / len(crop_losses)
+
+    def _gradients(self, tape, loss):
+        """Gradients of the mean loss over the global batch."""
+        # The optimizer sums gradients over replicas. In half precision it scales them.
+        examples = tf.cast(tf.size(loss) * replicas.count(), loss.dtype)
+        scale = self.optimizer.scale_loss(1 / examples)
+        weights = tf.fill(tf.shape(loss), scale)
+        return tape.gradient(loss, self.trainable_variables, output_gradients=weights)
+
+    def _enqueue(self, global_teacher, after):
+        """Replaces the oldest rows, once nothing reads the queue as it was."""
+        with tf.control_dependencies(after):
+            self.queue.enqueue(global_teacher)
+
+    def _minimize(self, gradients):
+        """Updates the student; returns the learning rate of this step."""
+        inner = getattr(self.optimizer, "inner_optimizer", None)
+        if inner is not None:
+            # Loss scaling skips updates; the schedule follows the step all the same.
+            inner.iterations.assign(self.step.value)
+        learning_rate = self.optimizer.learning_rate
+        self.optimizer.apply(gradients, self.trainable_variables)
+        self.step.value.assign_add(1)
+        return learning_rate
+
+    def _logs(self, loss, student, relation, target):
+        same = tf.argmax(relation.logits, -1) == tf.argmax(target.logits, -1)
+        values = (
+            loss,
+            losses.entropy(target),
+            losses.entropy(relation),
+            tf.cast(same, tf.float32),
+            tf.fill(tf.shape(loss), replicas.mean_std(student)),
+        )
+        for tracker, value in zip(self.trackers, values):
+            tracker.update_state(value)
+        return {tracker.name: tracker.result() for tracker in self.trackers}
+
+    @property
+    def metrics(self):
+        return self.trackers
+
+    def save_own_variables(self, store):
+        """Keeps the step, and the metrics of an unfinished epoch."""
+        store["step"] = self.step.numpy()
+        for tracker in self.trackers:
+            for variable in tracker.variables:
+                copies = self.distribute_strategy.experimental_local_results(
+                    variable.value
+                )
+                name = f"{tracker.name}_{variable.name}"
+                store[name] = sum(copy.numpy() for copy in copies)
+
+    def load_own_variables(self, store):
+        if "step" in store:  # 0.1.0 did not save it
+            self.step.assign(store["step"][()])
+        for tracker in self.trackers:
+            for variable in tracker.variables:
+                variable.assign(store[f"{tracker.name}_{variable.name}"][()])
+
+    def get_config(self):
+        serialize = keras.saving.serialize_keras_object
+        return {
+            **super().get_config(),
+            "backbone": serialize(self.backbone),
+            "projector": serialize(self.projector),
+            "teacher_view": serialize(self.views.teacher),
+            "student_view": [serialize(view) for view in self.views.students],
+            "queue_size": self.queue_size,
+            "momentum": self.momentum,
+            "objective": serialize(self.objective),
+            "references": self.references,
+            "predictor": serialize(self.predictor),
+            "shuffle_teacher": self.shuffle_teacher,
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        def deserialize(part):
+            if isinstance(part, list):
+                return [deserialize(element) for element in part]
+            if not isinstance(part, dict):
+                return part
+            return keras.saving.deserialize_keras_object(
+                part, custom_objects=custom_objects
+            )
+
+        parts = ("backbone", "projector", "teacher_view", "student_view")
+        for part in (*parts, "objective", "predictor"):
+            config[part] = deserialize(config.get(part))
+        return cls(**config)
+
+
+def _unit(embeddings):
+    """Rows of length one, in float32 at least."""
+    embeddings = tf.cast(embeddings, tf.float32)
+    return tf.math.l2_normalize(embeddings, axis=-1)

@@ -1,0 +1,224 @@
+"""The files of a run: their names, how they are written, and reading them back."""
+
+import contextlib
+import csv
+import json
+import os
+import shutil
+import tempfile
+
+from ressl_keras.errors import UsageError
+from ressl_keras.settings import settings_of
+
+_TEMPORARY = "writing-"
+
+
+class RunFolder:
+    """Paths of a run's files.
+
+    Args:
+        path: the run's work directory; need not exist.
+
+    Attributes:
+        flags: the effective settings, a flagfile.
+        metrics: one row per epoch, CSV.
+        encoder: the student's backbone, a Keras file.
+        description: facts about the encoder, JSON.
+        evaluation: accuracies, JSON.
+        report: the report, HTML.
+        views: picture of the augmented views, PNG.
+        neighbours: picture of nearest neighbours, PNG.
+        skipped: list of unreadable images, text.
+        checkpoints: folder of checkpoints.
+        tensorboard: folder of TensorBoard logs.
+        export: folder of SavedModel versions.
+    """
+
+    def __init__(self, path):
+        self.path = str(path)
+        self.flags = self._inside("flags.txt")
+        self.metrics = self._inside("metrics.csv")
+        self.encoder = self._inside("encoder.keras")
+        self.description = self._inside("encoder.json")
+        self.evaluation = self._inside("evaluation.json")
+        self.report = self._inside("report.html")
+        self.views = self._inside("views.png")
+        self.neighbours = self._inside("neighbours.png")
+        self.skipped = self._inside("skipped.txt")
+        self.checkpoints = self._inside("checkpoints")
+        self.tensorboard = self._inside("tensorboard")
+        self.export = self._inside("export")
+
+    def _inside(self, name):
+        return os.path.join(self.path, name)
+
+    def encoder_in(self, ending):
+        """Path of the encoder in another format, such as `encoder.onnx`."""
+        return self._inside(f"encoder.{ending}")
+
+    def prepare(self):
+        """Makes the folder and checks that it is writable.
+
+        Raises:
+            UsageError: if it cannot be written.
+        """
+        try:
+            os.makedirs(self.path, exist_ok=True)
+            # Unnamed, since several workers may check one folder at the same time.
+            tempfile.TemporaryFile(dir=self.path, prefix=".writable-").close()
+        except OSError as error:
+            raise UsageError(
+                f"The work directory {self.path} cannot be written: {error.strerror}."
+            ) from error
+
+    def remove_leftovers(self):
+        """Removes what interrupted writes left; call it where nobody else writes."""
+        for folder in (self.path, self.checkpoints, self.export):
+            if not os.path.isdir(folder):
+                continue
+            for entry in os.scandir(folder):
+                if entry.name.startswith(_TEMPORARY):
+                    remove = shutil.rmtree if entry.is_dir() else os.remove
+                    remove(entry.path)
+
+    def is_run(self):
+        """Whether the folder holds the settings of a run."""
+        return os.path.isfile(self.flags)
+
+    def has_checkpoints(self):
+        """Whether training has begun to save its state here."""
+        return os.path.isdir(self.checkpoints)
+
+    def read_config(self, options_class):
+        """The settings that the run was started with.
+
+        Args:
+            options_class: `Config` or a subclass. What the file does not name has its
+                default, also in runs of earlier versions.
+
+        Raises:
+            UsageError: if there is no such file or it cannot be read.
+        """
+        if not self.is_run():
+            raise UsageError(f"{self.path} is not a run: it has no {self.flags}.")
+        try:
+            return options_class.from_flags(self.flag_lines())
+        except UsageError as error:
+            raise UsageError(f"{self.flags} cannot be read: {error}") from error
+
+    def flag_lines(self):
+        """Lines of the settings file; empty without one."""
+        return read_lines(self.flags) if os.path.isfile(self.flags) else []
+
+    def check_config(self, config):
+        """Checks that a run here, if there is one, can be resumed with these settings.
+
+        Args:
+            config: `Config` or a subclass.
+
+        Raises:
+            UsageError: if the folder holds checkpoints of a run with other settings,
+                apart from those that a resumed run may change.
+        """
+        if not (self.is_run() and self.has_checkpoints()):
+            return
+        before = self.read_config(type(config))
+        then, now = [], []
+        for name, known in settings_of(type(config)).items():
+            old, new = getattr(before, name), getattr(config, name)
+            if old != new and not known.resumable:
+                then.append(known.flag(old) or f"no --{name}")
+                now.append(known.flag(new) or f"no --{name}")
+        if then:
+            raise UsageError(
+                f"{self.path} holds a run with other flags: there {' '.join(then)}, "
+                f"here {' '.join(now)}. Give another --workdir, or the flags of that "
+                "run."
+            )
+
+    def write_config(self, config):
+        """Writes the settings as a flagfile."""
+        write_lines(self.flags, config.to_flags())
+
+    def dataset_name(self):
+        """Name of the data set, where the command that trained knew it; else None."""
+        description = read_json(self.description)
+        if "dataset" in description:
+            return description["dataset"]
+        for line in self.flag_lines():
+            if line.startswith("--dataset="):
+                return line.partition("=")[2]
+        return None
+
+    def has_views(self):
+        """Whether the picture of the views is there."""
+        return os.path.isfile(self.views)
+
+    def read_metrics(self):
+        """Rows of the metrics table, a list of dicts of strings; may be empty."""
+        if not os.path.exists(self.metrics):
+            return []
+        with open(self.metrics, newline="") as file:
+            return list(csv.DictReader(file))
+
+    def write_metrics(self, rows, first_columns=()):
+        """Replaces the metrics table.
+
+        Args:
+            rows: list of dicts; a column that a row lacks stays empty.
+            first_columns: names of the columns at the left.
+        """
+        names = {name: None for row in rows for name in row}
+        with replacing(self.metrics) as path, open(path, "w", newline="") as file:
+            writer = csv.DictWriter(
+                file, dict.fromkeys([*first_columns, *names]), restval=""
+            )
+            writer.writeheader()
+            writer.writerows(rows)
+
+    def last_metric(self, column):
+        """The last number in a column of the metrics table, or None."""
+        numbers = [row[column] for row in self.read_metrics() if row.get(column)]
+        return float(numbers[-1]) if numbers else None
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """Yields a temporary path whose file replaces `path` at the end.
+
+    A reader never finds half a file, and a failure leaves the old one. The temporary
+    file is in the same folder and its name ends like that of `path`.
+    """
+    folder, name = os.path.split(str(path))
+    temporary = os.path.join(folder, _TEMPORARY + name)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
+
+
+def write_lines(path, lines):
+    """Writes a text file."""
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.writelines(f"{line}\n" for line in lines)
+
+
+def read_lines(path):
+    """Lines of a text file; bytes that are no UTF-8 become replacement characters."""
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        return file.read().splitlines()
+
+
+def write_json(path, value):
+    """Writes a JSON file."""
+    write_lines(path, [json.dumps(value, indent=2)])
+
+
+def read_json(path):
+    """The value in a JSON file; an empty dict without the file."""
+    if not os.path.exists(path):
+        return {}
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)

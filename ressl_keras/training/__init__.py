@@ -1,0 +1,1 @@
+"""A training run: model from settings, callbacks, checkpoints, devices."""

@@ -1,0 +1,188 @@
+"""From settings to the model: one way for training and for export."""
+
+import contextlib
+import dataclasses
+import math
+
+import keras
+
+from ressl_keras.augmentation.bundle import build_views
+from ressl_keras.augmentation.layers import View
+from ressl_keras.config import METHODS
+from ressl_keras.errors import UsageError
+from ressl_keras.method.networks import build_backbone, build_projector
+from ressl_keras.method.objectives import build_objective
+from ressl_keras.method.optimizers import SGD, warmup_cosine
+from ressl_keras.method.ressl import ReSSL
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What follows from the settings and the data set.
+
+    Attributes:
+        image_size: side of the views in pixels.
+        same_size: whether the images have one size, so that the training step can make
+            the whole of the views.
+        steps_per_epoch: steps of an epoch.
+        total_steps: steps of the whole run.
+    """
+
+    image_size: int
+    same_size: bool = True
+    steps_per_epoch: int = 1
+    total_steps: int = 1
+
+    @property
+    def last_epoch(self):
+        """Number of the last epoch, from 1; it may be cut short."""
+        return -(-self.total_steps // self.steps_per_epoch)
+
+
+def make_plan(config, images, replicas=1):
+    """The plan of a run.
+
+    Args:
+        config: `Config`.
+        images: set of images to learn from.
+        replicas: number of replicas that share a batch.
+
+    Returns:
+        A `Plan`.
+
+    Raises:
+        UsageError: if the sizes of data set, batch, queue and replicas do not fit
+            together.
+    """
+    batch_size, count = config.batch_size, len(images)
+    if batch_size > count:
+        raise UsageError(
+            f"The batch of {batch_size} is larger than the data set of {count}; give "
+            "a smaller batch_size."
+        )
+    if batch_size % replicas:
+        raise UsageError(
+            f"The batch of {batch_size} cannot be split over {replicas} replicas in "
+            "equal parts."
+        )
+    if config.references == "queue" and config.queue_size < batch_size:
+        raise UsageError(
+            f"The queue of {config.queue_size} is smaller than the batch of "
+            f"{batch_size}."
+        )
+    if config.references == "batch" and batch_size < 2:
+        raise UsageError(
+            "references=batch needs a batch_size of at least 2: an image is not a "
+            "reference of itself."
+        )
+    steps_per_epoch = count // batch_size
+    return Plan(
+        image_size=config.image_size or images.common_size,
+        same_size=images.same_size,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=min(config.epochs * steps_per_epoch, config.max_steps or math.inf),
+    )
+
+
+def build_model(config, plan, jit_compile=False):
+    """The model of a run, compiled, its optimizer built.
+
+    Args:
+        config: `Config`.
+        plan: `Plan`.
+        jit_compile: whether to compile the step with XLA where the settings leave it
+            open.
+
+    Returns:
+        A `ReSSL`.
+
+    Raises:
+        UsageError: if the backbone is unknown or does not take images of this size.
+    """
+    with _dtype_policy(config.precision):
+        weak, strong = build_views(
+            plan.image_size, config.crops, teacher_view(config), plan.same_size
+        )
+        # Crops of several sizes need a network that takes any.
+        one_size = set(config.crops or ()) <= {plan.image_size}
+        size = plan.image_size if one_size else None
+        synchronized = config.batch_norm == "synchronized"
+        dim = config.embedding_dim
+        backbone = build_backbone(
+            config.backbone, (size, size, 3), config.width, synchronized
+        )
+        predictor = None
+        if config.predictor_dim:
+            predictor = build_projector(dim, config.predictor_dim, dim)
+        model = ReSSL(
+            backbone,
+            build_projector(backbone.output_shape[-1], config.hidden_dim, dim),
+            weak,
+            strong,
+            queue_size=config.queue_size,
+            momentum=config.momentum,
+            objective=build_objective(
+                config.method,
+                config.student_temperature,
+                config.teacher_temperature,
+                config.info_nce_temperature,
+                info_nce_steps=round(config.info_nce_epochs * plan.steps_per_epoch),
+            ),
+            references=config.references,
+            predictor=predictor,
+            shuffle_teacher=config.batch_norm == "shuffled",
+            seed=config.seed,
+        )
+        compile_model(model, config, plan, jit_compile)
+    return model
+
+
+def compile_model(model, config, plan, jit_compile=False):
+    """Compiles a model with the optimizer and schedule of a run."""
+    if config.jit_compile is not None:
+        jit_compile = config.jit_compile
+    warmup = round(config.warmup_epochs * plan.steps_per_epoch)
+    schedule = warmup_cosine(
+        config.learning_rate * config.batch_size / 256,
+        plan.total_steps,
+        min(warmup, plan.total_steps - 1),
+    )
+    model.compile(
+        SGD(schedule, l2=config.weight_decay),
+        jit_compile=jit_compile,
+        steps_per_execution=config.steps_per_execution,
+    )
+    model.optimizer.build(model.trainable_variables)
+
+
+def build_monitored_encoder(model, config, plan):
+    """An encoder from images in 0-255 that shares the weights in training.
+
+    Args:
+        model: result of `build_model`.
+        config: `Config`.
+        plan: `Plan`.
+
+    Returns:
+        A `keras.Sequential`; at any moment it is the encoder of that moment.
+    """
+    size = plan.image_size
+    with _dtype_policy(config.precision):
+        return keras.Sequential(
+            [keras.Input((size, size, 3)), View([]), model.backbone]
+        )
+
+
+def teacher_view(config):
+    """The teacher's augmentation: the configured one, or the method's default."""
+    return config.teacher_view or METHODS[config.method]
+
+
+@contextlib.contextmanager
+def _dtype_policy(name):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)

@@ -1,0 +1,99 @@
+"""Exporting the encoder of a run, finished or not."""
+
+from ressl_keras.config import Config
+from ressl_keras.encoders.encoder import load_encoder
+from ressl_keras.encoders.export import check_formats, save_all
+from ressl_keras.errors import UsageError
+from ressl_keras.run_folder import RunFolder
+from ressl_keras.training import checkpoints
+from ressl_keras.training.build import Plan, build_model
+
+NETWORKS = ("student", "teacher")
+
+
+def export_encoder(
+    workdir,
+    network="student",
+    with_projector=False,
+    normalize=False,
+    formats=(),
+    warmup=None,
+    image_size=None,
+    log=print,
+):
+    """Exports the encoder of a run from its last checkpoint.
+
+    Writes `encoder.keras`, `encoder.json`, the next version of the SavedModel in
+    `export`, and the other formats.
+
+    Args:
+        workdir: the run's folder, with `flags.txt` and `checkpoints`.
+        network: `student` or `teacher`.
+        with_projector: whether to keep the projector behind the backbone.
+        normalize: whether the SavedModel's embeddings are scaled to unit length.
+        formats: names from `encoders.export.FORMATS`: `onnx`, `litert`.
+        warmup: whether to write warm-up requests; None does if it can.
+        image_size: side of the encoder's images in pixels; None takes the run's.
+        log: called with a line of text.
+
+    Returns:
+        Path of the encoder's file.
+
+    Raises:
+        UsageError: if there is no such run, or a library is missing.
+
+    Example:
+
+    >>> export_encoder("runs/cifar10", formats=["onnx"])
+    'runs/cifar10/encoder.keras'
+    """
+    if network not in NETWORKS:
+        raise UsageError(f"Unknown network '{network}'; known are student and teacher.")
+    check_formats(formats)
+    folder = RunFolder(workdir)
+    config = folder.read_config(Config)
+    if not checkpoints.last_step(folder.checkpoints):
+        raise UsageError(f"{workdir} has no checkpoint to export.")
+    size = image_size or _image_size(folder, config)
+    model = build_model(config, Plan(size))
+    step = checkpoints.restore(model, folder.checkpoints)
+    if not step:
+        raise UsageError(f"{workdir} has no undamaged checkpoint to export.")
+    checkpoints.check_finite(model)
+    log(f"{network} of step {step}, from {folder.checkpoints}.")
+    backbone, projector = getattr(model, network).layers[-2:]
+    # The metrics table judges the student's backbone.
+    judged = network == "student" and not with_projector
+    return save_all(
+        backbone,
+        workdir,
+        size,
+        {
+            "method": config.method,
+            "backbone": config.backbone,
+            "dataset": folder.dataset_name(),
+            "steps": step,
+            "batch_size": config.batch_size,
+            "knn_top1": folder.last_metric("knn_top1") if judged else None,
+            "network": network,
+            "projector": with_projector,
+        },
+        projector if with_projector else None,
+        normalize,
+        formats,
+        warmup,
+        log,
+    )
+
+
+def _image_size(folder, config):
+    """Side of the images that the run was trained on."""
+    if config.image_size:
+        return config.image_size
+    try:
+        return load_encoder(folder.encoder).input_shape[1]
+    except UsageError:
+        raise UsageError(
+            f"The size of the images of {folder.path} is not known yet; give "
+            "--image_size."
+        ) from None

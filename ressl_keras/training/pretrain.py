@@ -1,0 +1,261 @@
+"""A run: from a data set and settings to an encoder in a work directory."""
+
+import dataclasses
+import functools
+import itertools
+import os
+
+import keras
+import tensorflow as tf
+
+from ressl_keras.config import Config
+from ressl_keras.data.images import StreamedImages
+from ressl_keras.data.pipeline import InputTimer, training_batches
+from ressl_keras.encoders.export import save_all
+from ressl_keras.errors import UsageError
+from ressl_keras.method.objectives import InfoNCE
+from ressl_keras.method.ressl import ReSSL
+from ressl_keras.run_folder import RunFolder
+from ressl_keras.training import checkpoints, distribution
+from ressl_keras.training.build import (
+    Plan,
+    build_model,
+    build_monitored_encoder,
+    make_plan,
+)
+from ressl_keras.training.callbacks import (
+    CollapseMonitor,
+    KNNMonitor,
+    MetricsTable,
+    ResumedEpoch,
+    StopOnNaN,
+    Throughput,
+)
+from ressl_keras.training.preview import preview
+from ressl_keras.training.progress import Progress, overview
+from ressl_keras.training.tensorboard import Dashboard
+
+
+def pretrain(
+    dataset,
+    workdir,
+    config=Config(),  # noqa: B008, it is immutable
+    *,
+    strategy=None,
+    callbacks=(),
+    verbose=True,
+    log=print,
+):
+    """Pretrains an encoder, or resumes an interrupted run with the same settings.
+
+    Args:
+        dataset: `Dataset`.
+        workdir: folder of the run's files; made if absent.
+        config: the settings.
+        strategy: `tf.distribute.Strategy`; None takes the current one.
+        callbacks: further Keras callbacks, run on the chief after this run's own.
+        verbose: whether to show the progress.
+        log: called with a line of text.
+
+    Returns:
+        Path of the encoder's file. Of several workers only the chief writes it.
+
+    Raises:
+        UsageError: if something that was asked for is impossible; before any training.
+        checkpoints.Stopped: if a signal asked the run to stop; its state is saved.
+
+    Example:
+
+    >>> dataset = load_dataset("folder", "my_images")
+    >>> pretrain(dataset, "runs/mine", Config(backbone="resnet18_small", epochs=100))
+    'runs/mine/encoder.keras'
+    """
+    strategy = strategy or tf.distribute.get_strategy()
+    folder = RunFolder(workdir)
+    replicas = strategy.num_replicas_in_sync
+    plan = make_plan(config, dataset.pretrain, replicas)
+    folder.prepare()
+    folder.check_config(config)
+    keras.utils.set_random_seed(config.seed)
+    with strategy.scope():
+        model = build_model(config, plan, _worth_compiling(replicas))
+        encoder = build_monitored_encoder(model, config, plan)
+    chief = distribution.is_chief(strategy)
+    if chief:
+        folder.remove_leftovers()
+        folder.write_config(config)
+    first_step = _restore(model, folder, strategy)
+    if first_step >= plan.total_steps and chief and os.path.isfile(folder.encoder):
+        log(f"The run is finished, at step {first_step}; nothing is left to train.")
+        return folder.encoder
+    run = _Run(dataset, config, folder, plan, model, encoder, first_step, log)
+    segments = _segments(first_step, plan.total_steps, plan.steps_per_epoch)
+    _check_executions(segments, plan.steps_per_epoch, config.steps_per_execution)
+    log(overview(dataset, model, config, plan))
+    if first_step:
+        log(f"Resuming at step {first_step} of {plan.total_steps}.")
+    # Several devices fetch ahead of the steps; their wait would mean little.
+    timer = InputTimer() if replicas == 1 and InputTimer.possible() else None
+    callbacks = run.callbacks(timer, chief, verbose, callbacks)
+    for first, last in segments:
+        steps = min(plan.steps_per_epoch, last - first)
+        epoch = first // plan.steps_per_epoch
+        distribution.fit(
+            model,
+            functools.partial(run.batches, timer, first, last),
+            strategy=strategy,
+            initial_epoch=epoch,
+            epochs=epoch + (last - first) // steps,
+            steps_per_epoch=steps,
+            callbacks=callbacks,
+        )
+    return run.export() if chief else folder.encoder
+
+
+@dataclasses.dataclass
+class _Run:
+    """What the parts of a run share."""
+
+    dataset: object
+    config: Config
+    folder: RunFolder
+    plan: Plan
+    model: ReSSL
+    encoder: keras.Model
+    first_step: int
+    log: object
+
+    def batches(self, timer, first, last, worker, workers):
+        """Batches of some steps, for one worker."""
+        config = self.config
+        batches = training_batches(
+            self.dataset.pretrain,
+            config.batch_size,
+            config.seed,
+            first,
+            last,
+            self.plan.image_size,
+            worker,
+            workers,
+            config.crops,
+        )
+        return timer.watch(batches) if timer else batches
+
+    def callbacks(self, timer, chief, verbose, others):
+        """The callbacks of `fit`; on workers other than the chief none that writes."""
+        config, plan, folder = self.config, self.plan, self.folder
+        found = [StopOnNaN(), Throughput(config.batch_size, timer)]
+        if self.first_step % plan.steps_per_epoch:
+            found.append(ResumedEpoch(self.model.metrics))
+        if not chief:
+            return found
+        return [
+            *found,
+            CollapseMonitor(
+                config.batch_size,
+                relational=not isinstance(self.model.objective, InfoNCE),
+                warn=self.log,
+            ),
+            *self._monitors(),
+            MetricsTable(folder),
+            keras.callbacks.TensorBoard(
+                folder.tensorboard, write_graph=False, profile_batch=config.profile or 0
+            ),
+            *([Progress(plan.total_steps, plan.steps_per_epoch)] if verbose else []),
+            *others,
+            checkpoints.Checkpoints(
+                folder.checkpoints,
+                config.checkpoint_every,
+                config.keep_checkpoints,
+                plan.steps_per_epoch,
+            ),
+        ]
+
+    def _monitors(self):
+        """Callbacks that evaluate the encoder every few epochs."""
+        dataset, folder = self.dataset, self.folder
+        due = self.config.knn_every, self.plan.last_epoch
+        monitors = []
+        if dataset.labelled and self.config.knn_every:
+            monitors.append(KNNMonitor(self.encoder, dataset.train, dataset.test, *due))
+            if not self.first_step:
+                untrained = monitors[0].measure()
+                self.log(f"kNN of the untrained encoder: {untrained:.2f} %")
+        if not self.first_step or not folder.has_views():
+            preview(dataset, folder.path, self.config)
+        shown = dataset.test if dataset.labelled else dataset.pretrain
+        if not isinstance(shown, StreamedImages):
+            monitors.append(
+                Dashboard(
+                    folder.tensorboard,
+                    self.encoder,
+                    shown,
+                    dataset.class_names,
+                    folder.views,
+                    *due,
+                )
+            )
+        return monitors
+
+    def export(self):
+        """Writes the encoder's files; returns the path of the first."""
+        return save_all(
+            self.model.backbone,
+            self.folder.path,
+            self.plan.image_size,
+            {
+                "method": self.config.method,
+                "backbone": self.config.backbone,
+                "dataset": self.dataset.name,
+                "steps": int(self.model.step.numpy()),
+                "batch_size": self.config.batch_size,
+                "knn_top1": self.folder.last_metric("knn_top1"),
+            },
+            log=self.log,
+        )
+
+
+def _worth_compiling(replicas):
+    """Whether XLA helps the step.
+
+    On a CPU it is no faster, and compiling takes longer; on several devices it fails
+    (it cannot reach the other devices' variables).
+    """
+    return replicas == 1 and bool(tf.config.list_physical_devices("GPU"))
+
+
+def _restore(model, folder, strategy):
+    """Step to resume from: that of the newest checkpoint, the same on all workers."""
+    step = checkpoints.restore(model, folder.checkpoints)
+    steps = distribution.gather(strategy, step)
+    if len(steps) > 1:
+        raise UsageError(
+            f"The workers would resume from different steps, {steps}; --workdir must "
+            "be one folder that all of them see."
+        )
+    return step
+
+
+def _segments(first, last, steps_per_epoch):
+    """Splits a range of steps into the rest of an epoch, whole epochs, and a part.
+
+    `fit` counts the same number of steps in each epoch of a call.
+    """
+    whole_first = min(-(-first // steps_per_epoch) * steps_per_epoch, last)
+    whole_last = max(last // steps_per_epoch * steps_per_epoch, whole_first)
+    borders = [first, whole_first, whole_last, last]
+    return [(a, b) for a, b in itertools.pairwise(borders) if a < b]
+
+
+def _check_executions(segments, steps_per_epoch, steps_per_execution):
+    """Checks that `steps_per_execution` divides every part of an epoch."""
+    for first, last in segments:
+        steps = min(steps_per_epoch, last - first)
+        if steps % steps_per_execution:
+            below = range(1, min(steps, steps_per_execution) + 1)
+            fitting = max(count for count in below if steps % count == 0)
+            raise UsageError(
+                f"steps_per_execution={steps_per_execution} does not divide the "
+                f"{steps} steps from step {first} to the end of the epoch or run; "
+                f"{fitting} does."
+            )

@@ -1,0 +1,66 @@
+"""The picture of a run's first views."""
+
+import numpy as np
+import tensorflow as tf
+
+from ressl_keras.augmentation.bundle import ViewBundle, build_views
+from ressl_keras.data.decoding import decode
+from ressl_keras.data.images import StreamedImages
+from ressl_keras.data.pipeline import shuffled_indices, training_batches
+from ressl_keras.evaluation import pictures
+from ressl_keras.run_folder import RunFolder
+from ressl_keras.training.build import teacher_view
+
+
+def preview(dataset, workdir, config, count=8):
+    """Draws `views.png`: images beside the views of them in the first step.
+
+    The views are those of a step that XLA does not compile; XLA draws other numbers of
+    the same distribution.
+
+    Args:
+        dataset: `Dataset`.
+        workdir: folder to write into.
+        config: `Config`.
+        count: number of images.
+
+    Returns:
+        Path of the picture.
+    """
+    images, path = dataset.pretrain, RunFolder(workdir).views
+    size = config.image_size or images.common_size
+    views = ViewBundle(
+        *build_views(size, config.crops, teacher_view(config), images.same_size),
+        config.seed,
+    )
+    count = min(count, len(images))
+    # Order and draws of an index do not depend on the size of the batch.
+    (batch,) = training_batches(
+        images, count, config.seed, 0, 1, size, crops=config.crops
+    )
+    viewed = [
+        _pixels(made, view)
+        for made, view in zip(
+            views(batch, tf.constant(0)), [views.teacher, *views.students]
+        )
+    ]
+    names = [teacher_view(config)] + ["strong"] * len(views.students)
+    originals = _first_images(images, config.seed, count)
+    pictures.save(pictures.views_grid(originals, viewed, names), path)
+    return path
+
+
+def _pixels(normalised, view):
+    """Images as uint8, without the view's normalisation."""
+    pixels = 255 * (np.asarray(normalised, np.float32) * view.std + view.mean)
+    return np.clip(np.round(pixels), 0, 255).astype(np.uint8)
+
+
+def _first_images(images, seed, count):
+    """The first images of the first batch, as they are."""
+    if isinstance(images, StreamedImages):
+        originals = images.epoch(seed, 0).take(count).map(decode)
+    else:
+        (indices,) = shuffled_indices(len(images), count, seed, 0, 1)
+        originals = tf.data.Dataset.from_tensor_slices(indices).map(images.read)
+    return list(originals.as_numpy_iterator())

@@ -1,0 +1,130 @@
+"""TensorBoard beside the curves: views, similarities, an embedding map."""
+
+import math
+import os
+
+import keras
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+from tensorboard.plugins import projector
+
+from ressl_keras.augmentation.layers import View
+from ressl_keras.data.images import Subset, spread_indices
+from ressl_keras.data.pipeline import evaluation_batches
+from ressl_keras.evaluation import pictures
+from ressl_keras.evaluation.features import extract
+from ressl_keras.training.callbacks import is_due
+
+_THUMBNAIL = 32  # side in pixels
+
+
+class Dashboard(keras.callbacks.Callback):
+    """Writes the views, histograms of the similarities to the queue, and embeddings.
+
+    Args:
+        folder: of the TensorBoard logs.
+        encoder: `keras.Model` from images in 0-255 to features, which shares its
+            weights with the model in training.
+        images: images to embed; their labels are shown where they have some.
+        class_names: names of the labels; without them they are shown as numbers.
+        picture: path of the picture of the views, or None.
+        every: epochs between evaluations; 0: after the last epoch only.
+        last_epoch: number of the last epoch, which is always evaluated.
+        count: images embedded at most; the histograms use 256 of them.
+    """
+
+    def __init__(
+        self,
+        folder,
+        encoder,
+        images,
+        class_names=(),
+        picture=None,
+        every=1,
+        last_epoch=None,
+        count=2000,
+    ):
+        super().__init__()
+        self.folder, self.encoder, self.class_names = folder, encoder, class_names
+        self.images = Subset(images, spread_indices(images, count))
+        self.picture, self.every, self.last_epoch = picture, every, last_epoch
+        self._writer = None
+
+    def on_train_begin(self, logs=None):
+        if self._writer is not None:
+            return  # a run may call `fit` several times
+        self._writer = tf.summary.create_file_writer(os.path.join(self.folder, "train"))
+        if self.picture is not None:
+            with self._writer.as_default(step=0):
+                picture = np.asarray(Image.open(self.picture))
+                tf.summary.image("views", picture[np.newaxis])
+
+    def on_epoch_end(self, epoch, logs=None):
+        if not is_due(epoch, self.every, self.last_epoch):
+            return
+        with self._writer.as_default(step=epoch):
+            for name, values in self._similarities().items():
+                tf.summary.histogram(f"similarities/{name}", values)
+        features, labels = extract(self.encoder, self.images)
+        thumbnails = pictures.squares(
+            self.images, np.arange(len(self.images)), _THUMBNAIL
+        )
+        write_projector(self.folder, features, thumbnails, labels, self.class_names)
+
+    def on_train_end(self, logs=None):
+        self._writer.flush()
+
+    def _similarities(self):
+        """To the queue, of 256 images as they are, [256, queue size] each."""
+        size = self.encoder.input_shape[1]
+        batches = evaluation_batches(self.images, size, count=256)
+        images = View([])(next(iter(batches)))
+        found = {}
+        for name in ("student", "teacher"):
+            embeddings = getattr(self.model, name)(images, training=False)
+            embeddings = tf.math.l2_normalize(tf.cast(embeddings, tf.float32), -1)
+            found[name] = self.model.queue(embeddings)
+        return found
+
+
+def write_projector(folder, features, thumbnails, labels=None, class_names=()):
+    """Writes the files of TensorBoard's projector tab.
+
+    Args:
+        folder: of the TensorBoard logs; made if absent.
+        features: float array [count, dim].
+        thumbnails: uint8 array [count, side, side, 3].
+        labels: integer array [count], or None.
+        class_names: names of the labels; without them they are written as numbers.
+    """
+    os.makedirs(folder, exist_ok=True)
+    config = projector.ProjectorConfig()
+    embedding = config.embeddings.add(
+        tensor_name="features", tensor_path="features.tsv"
+    )
+    np.savetxt(
+        os.path.join(folder, embedding.tensor_path), features, "%.4g", delimiter="\t"
+    )
+    if labels is not None:
+        embedding.metadata_path = "labels.tsv"
+        names = [class_names[label] if class_names else label for label in labels]
+        # A tab or a line break in a name would be another column or row.
+        lines = [" ".join(str(name).split()) for name in names]
+        with open(os.path.join(folder, embedding.metadata_path), "w") as file:
+            file.writelines(f"{line}\n" for line in lines)
+    embedding.sprite.image_path = "thumbnails.png"
+    embedding.sprite.single_image_dim.extend(thumbnails.shape[1:3])
+    path = os.path.join(folder, embedding.sprite.image_path)
+    Image.fromarray(_sprite(thumbnails)).save(path)
+    projector.visualize_embeddings(folder, config)
+
+
+def _sprite(thumbnails):
+    """All thumbnails in one square picture, row by row."""
+    count, height, width, _ = thumbnails.shape
+    side = math.ceil(math.sqrt(count))
+    cells = np.zeros([side * side, height, width, 3], np.uint8)
+    cells[:count] = thumbnails
+    rows = cells.reshape(side, side, height, width, 3).swapaxes(1, 2)
+    return rows.reshape(side * height, side * width, 3)
