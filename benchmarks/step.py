@@ -22,6 +22,7 @@ from benchmarks import record
 from ressl_keras import SGD, ReSSL, build_backbone, build_projector, views
 from ressl_keras.data.images import ArrayImages
 from ressl_keras.data.pipeline import training_batches
+from ressl_keras.method.normalization import fuse_batch_norms
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("backbone", "resnet18_small", "Name of the backbone.")
@@ -77,7 +78,9 @@ def build_model():
 
 def build_floor():
     """A function of one supervised step and a second network's forward pass."""
-    student, teacher = (keras.Sequential(networks()) for _ in range(2))
+    student, teacher = (
+        fuse_batch_norms(keras.Sequential(networks())) for _ in range(2)
+    )
     optimizer = SGD(0.01, l2=5e-4)
     optimizer.build(student.trainable_variables)
     shape = [FLAGS.batch_size, FLAGS.size, FLAGS.size, 3]

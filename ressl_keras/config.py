@@ -10,7 +10,7 @@ METHODS = {"ressl": "weak", "moco_v2": "strong"}
 VIEWS = ("weak", "strong")
 REFERENCES = ("queue", "batch")
 BATCH_NORMS = ("per_replica", "shuffled", "synchronized")
-PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -199,7 +199,8 @@ class Config(Options):
     )
     precision: str = setting(
         "float32",
-        "Dtype policy of the networks. Relations, queue and loss stay in float32.",
+        "Dtype policy of the networks. auto: mixed_bfloat16 where the hardware "
+        "computes it fast, else float32. Relations, queue and loss stay in float32.",
         group="Devices",
         first=True,
         choices=PRECISIONS,
@@ -210,12 +211,12 @@ class Config(Options):
         group="Devices",
     )
     steps_per_execution: int = setting(
-        1,
+        0,
         "Steps per call of the compiled graph; more reduce Python overhead. Must "
-        "divide the steps of an epoch.",
+        "divide the steps of an epoch. 0: up to 16 on a GPU, 1 on a CPU.",
         group="Devices",
         resumable=True,
-        low=1,
+        low=0,
         high=100000,
     )
     knn_every: int = setting(

@@ -136,6 +136,12 @@ class RunFolder:
                 "run."
             )
 
+    def chosen_precision(self, options_class):
+        """The dtype policy that the run here was started with, or None."""
+        if not (self.is_run() and self.has_checkpoints()):
+            return None
+        return self.read_config(options_class).precision
+
     def write_config(self, config):
         """Writes the settings as a flagfile."""
         write_lines(self.flags, config.to_flags())

@@ -1,7 +1,9 @@
 """What a run says of itself while it trains."""
 
+import io
 import types
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -10,7 +12,8 @@ import tiny
 from ressl_keras import UsageError
 from ressl_keras.data import pipeline
 from ressl_keras.method import objectives
-from ressl_keras.training import callbacks
+from ressl_keras.run_folder import RunFolder
+from ressl_keras.training import callbacks, checkpoints, progress, tensorboard
 
 
 def batches(random, count):
@@ -86,10 +89,63 @@ def test_a_loss_that_is_no_number_ends_the_run(random):
     model = tiny.build_model()
     weights = model.student.get_weights()
     model.student.set_weights([np.full_like(weight, np.nan) for weight in weights])
-    with pytest.raises(UsageError, match="not a number, from step 1 or"):
+    with pytest.raises(UsageError, match="not a number, from step 3 or"):
         model.fit(
             batches(random, 3),
             shuffle=False,
             callbacks=[callbacks.StopOnNaN()],
             verbose=0,
         )
+
+
+class OnDevice:
+    """A value that counts how often the host reads it."""
+
+    reads = 0
+
+    def read(self, *_, **__):
+        OnDevice.reads += 1
+        return np.float32(1.0)
+
+    __float__ = __array__ = numpy = read
+
+
+def test_nothing_is_read_from_the_device_between_two_reports(tmp_path):
+    """Of the step's counter and of the logs, by all callbacks of a run together."""
+    log = io.StringIO()
+    model = tiny.build_model()
+    run = [
+        callbacks.StopOnNaN(),
+        callbacks.Throughput(8),
+        callbacks.CollapseMonitor(8),
+        callbacks.MetricsTable(RunFolder(tmp_path)),
+        tensorboard.EpochTensorBoard(tmp_path, write_graph=False),
+        progress.Progress(1000, 90, log, every=1e9),
+        checkpoints.Checkpoints(tmp_path / "checkpoints", 500, 2, 90),
+    ]
+    listeners = callbacks.LazyCallbacks(run, model=model, epochs=1, steps=90)
+    listeners.on_train_begin()
+    listeners.on_epoch_begin(0)
+    counter = model.step
+    try:
+        model.step = types.SimpleNamespace(numpy=OnDevice().read, value=OnDevice())
+        for batch in range(89):
+            listeners.on_train_batch_begin(batch)
+            listeners.on_train_batch_end(batch, {"loss": OnDevice()})
+        assert OnDevice.reads == 0
+        assert [each.step for each in run if hasattr(each, "step")] == [89] * 5
+    finally:
+        model.step = counter
+        listeners.on_train_end()
+
+
+def test_callbacks_from_elsewhere_get_numbers():
+    seen = []
+
+    class Watch(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            seen.append(logs["loss"])
+
+    listeners = callbacks.LazyCallbacks([Watch()])
+    listeners.on_train_batch_end(0, {"loss": tf.constant(2.0)})
+    assert seen == [2.0] and isinstance(seen[0], float)

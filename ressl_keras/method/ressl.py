@@ -7,6 +7,7 @@ from ressl_keras.augmentation.bundle import ViewBundle, listed
 from ressl_keras.errors import UsageError
 from ressl_keras.method import losses, objectives, replicas
 from ressl_keras.method.networks import build_projector
+from ressl_keras.method.normalization import fuse_batch_norms
 from ressl_keras.method.optimizers import SGD  # noqa: F401, saved models refer to it
 from ressl_keras.method.queue import FeatureQueue
 
@@ -101,6 +102,11 @@ class ReSSL(keras.Model):
         self.teacher = keras.models.clone_model(self.student)
         self.teacher.name = "teacher"
         self.teacher.set_weights(self.student.get_weights())
+        # Same weights, for the training step only: `student` and `teacher` keep Keras'
+        # layers, and files hold no others. Keras saves a shared layer under the first
+        # attribute in alphabetical order, so these names come after those.
+        self.training_student = fuse_batch_norms(self.student)
+        self.training_teacher = fuse_batch_norms(self.teacher)
         self._averaged = [
             (theirs, ours)
             for theirs, ours in zip(self.teacher.weights, self.student.weights)
@@ -170,7 +176,7 @@ class ReSSL(keras.Model):
         """The teacher's unit embeddings [b, D], of a shuffled batch if asked for."""
 
         def embed(images):
-            return _unit(self.teacher(images, training=True))
+            return _unit(self.training_teacher(images, training=True))
 
         if not self.shuffle_teacher or replicas.count() == 1:
             return embed(images)
@@ -184,7 +190,7 @@ class ReSSL(keras.Model):
         for size in dict.fromkeys(crop.shape[1:3] for crop in crops):
             same = [i for i, crop in enumerate(crops) if crop.shape[1:3] == size]
             images = tf.concat([crops[i] for i in same], axis=0)
-            embedded = self.student(images, training=True)
+            embedded = self.training_student(images, training=True)
             if self.predictor is not None:
                 embedded = self.predictor(embedded, training=True)
             for i, part in zip(same, tf.split(_unit(embedded), len(same))):

@@ -150,7 +150,6 @@ def compile_model(model, config, plan, jit_compile=False):
     model.compile(
         SGD(schedule, l2=config.weight_decay),
         jit_compile=jit_compile,
-        steps_per_execution=config.steps_per_execution,
     )
     model.optimizer.build(model.trainable_variables)
 

@@ -31,11 +31,39 @@ class StepCallback(keras.callbacks.Callback):
         step: training steps completed, from the first epoch's begin on.
     """
 
+    lazy = True  # see `LazyCallbacks`
+
     def on_epoch_begin(self, epoch, logs=None):
         self.step = self._epoch_start = int(self.model.step.numpy())
 
     def on_train_batch_end(self, batch, logs=None):
         self.step = self._epoch_start + batch + 1
+
+
+class LazyCallbacks(keras.callbacks.CallbackList):
+    """Callbacks whose logs stay on the device until one of them reads a value.
+
+    Keras' list converts all logs to numbers after every batch, which waits for the
+    device. Here that happens only if a callback overrides `on_train_batch_end` and has
+    no attribute `lazy`, so that callbacks from elsewhere get numbers as usual.
+    """
+
+    def __init__(self, callbacks, **options):
+        super().__init__(callbacks, add_history=True, **options)
+        default = keras.callbacks.Callback
+        self._lazy = all(
+            getattr(callback, "lazy", False)
+            or type(callback).on_train_batch_end is default.on_train_batch_end
+            for callback in self.callbacks
+        )
+
+    def on_train_batch_end(self, batch, logs=None):
+        if not self._lazy:
+            super().on_train_batch_end(batch, logs)
+            return
+        logs = dict(logs or {})  # callbacks add to them
+        for callback in self.callbacks:
+            callback.on_train_batch_end(batch, logs)
 
 
 class Throughput(keras.callbacks.Callback):
@@ -48,6 +76,8 @@ class Throughput(keras.callbacks.Callback):
         batch_size: size of the global batch.
         timer: `InputTimer` that watches the batches, or None.
     """
+
+    lazy = True  # see `LazyCallbacks`
 
     def __init__(self, batch_size, timer=None):
         super().__init__()
@@ -114,15 +144,22 @@ class CollapseMonitor(StepCallback):
 
 
 class StopOnNaN(StepCallback):
-    """Stops a run whose loss is not a number before it writes a checkpoint.
+    """Stops a run whose loss is not a number.
+
+    It reads the loss every hundred steps and at the end of an epoch: each time waits
+    for the device.
 
     Raises:
         UsageError: naming the step.
     """
 
+    every = 100
+
     def on_train_batch_end(self, batch, logs=None):
+        before = self.step // self.every
         super().on_train_batch_end(batch, logs)
-        self._check(logs)
+        if self.step // self.every > before:
+            self._check(logs)
 
     def on_epoch_end(self, epoch, logs=None):
         self._check(logs)

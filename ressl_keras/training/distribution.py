@@ -3,10 +3,10 @@
 import json
 import os
 
-import keras
 import tensorflow as tf
 
 from ressl_keras.errors import UsageError
+from ressl_keras.training.callbacks import LazyCallbacks
 
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker")
 
@@ -148,7 +148,9 @@ def fit(
             epochs=epochs,
             steps_per_epoch=steps_per_epoch,
             shuffle=False,  # the batches come in their order
-            callbacks=callbacks,
+            callbacks=LazyCallbacks(
+                callbacks, model=model, epochs=epochs, steps=steps_per_epoch, verbose=0
+            ),
             verbose=0,
         )
         return
@@ -178,11 +180,8 @@ def _fit_on_workers(model, batches, strategy, epochs, steps_per_epoch, callbacks
 
     together = model.steps_per_execution
     iterator = iter(strategy.distribute_datasets_from_function(share))
-    listeners = keras.callbacks.CallbackList(
-        callbacks,
-        model=model,
-        epochs=epochs.stop,
-        steps=steps_per_epoch,
+    listeners = LazyCallbacks(
+        callbacks, model=model, epochs=epochs.stop, steps=steps_per_epoch
     )
     listeners.on_train_begin()
     for epoch in epochs:

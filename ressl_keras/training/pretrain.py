@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import math
 import os
 
 import keras
@@ -31,9 +32,13 @@ from ressl_keras.training.callbacks import (
     StopOnNaN,
     Throughput,
 )
+from ressl_keras.training.precision import choose_precision
 from ressl_keras.training.preview import preview
 from ressl_keras.training.progress import Progress, overview
-from ressl_keras.training.tensorboard import Dashboard
+from ressl_keras.training.tensorboard import Dashboard, EpochTensorBoard
+
+# Steps per call of the graph on a GPU unless another number is set.
+_STEPS_ON_GPU = 16
 
 
 def pretrain(
@@ -75,6 +80,9 @@ def pretrain(
     replicas = strategy.num_replicas_in_sync
     plan = make_plan(config, dataset.pretrain, replicas)
     folder.prepare()
+    if config.precision == "auto":
+        chosen = folder.chosen_precision(type(config)) or choose_precision(log)
+        config = dataclasses.replace(config, precision=chosen)
     folder.check_config(config)
     keras.utils.set_random_seed(config.seed)
     with strategy.scope():
@@ -90,7 +98,9 @@ def pretrain(
         return folder.encoder
     run = _Run(dataset, config, folder, plan, model, encoder, first_step, log)
     segments = _segments(first_step, plan.total_steps, plan.steps_per_epoch)
-    _check_executions(segments, plan.steps_per_epoch, config.steps_per_execution)
+    model.steps_per_execution = _steps_per_execution(
+        config.steps_per_execution, segments, plan.steps_per_epoch
+    )
     log(overview(dataset, model, config, plan))
     if first_step:
         log(f"Resuming at step {first_step} of {plan.total_steps}.")
@@ -158,7 +168,7 @@ class _Run:
             ),
             *self._monitors(),
             MetricsTable(folder),
-            keras.callbacks.TensorBoard(
+            EpochTensorBoard(
                 folder.tensorboard, write_graph=False, profile_batch=config.profile or 0
             ),
             *([Progress(plan.total_steps, plan.steps_per_epoch)] if verbose else []),
@@ -247,15 +257,21 @@ def _segments(first, last, steps_per_epoch):
     return [(a, b) for a, b in itertools.pairwise(borders) if a < b]
 
 
-def _check_executions(segments, steps_per_epoch, steps_per_execution):
-    """Checks that `steps_per_execution` divides every part of an epoch."""
-    for first, last in segments:
-        steps = min(steps_per_epoch, last - first)
-        if steps % steps_per_execution:
-            below = range(1, min(steps, steps_per_execution) + 1)
-            fitting = max(count for count in below if steps % count == 0)
-            raise UsageError(
-                f"steps_per_execution={steps_per_execution} does not divide the "
-                f"{steps} steps from step {first} to the end of the epoch or run; "
-                f"{fitting} does."
-            )
+def _steps_per_execution(wanted, segments, steps_per_epoch):
+    """Steps per call of the compiled graph, a divisor of every part of an epoch."""
+    parts = [min(steps_per_epoch, last - first) for first, last in segments]
+    common = math.gcd(*parts)
+    if not wanted:
+        most = _STEPS_ON_GPU if tf.config.list_physical_devices("GPU") else 1
+        return _largest_divisor(common, most)
+    if common % wanted:
+        unfit = next(part for part in parts if part % wanted)
+        raise UsageError(
+            f"steps_per_execution={wanted} does not divide the {unfit} steps of a part "
+            f"of this run; {_largest_divisor(common, wanted)} does."
+        )
+    return wanted
+
+
+def _largest_divisor(number, most):
+    return max(n for n in range(1, min(number, most) + 1) if number % n == 0)

@@ -19,6 +19,19 @@ from ressl_keras.training.callbacks import is_due
 _THUMBNAIL = 32  # side in pixels
 
 
+class EpochTensorBoard(keras.callbacks.TensorBoard):
+    """TensorBoard with scalars per epoch.
+
+    Keras' callback also passes the logs of every batch to a summary that is not
+    written, which waits for the device.
+    """
+
+    lazy = True  # see `LazyCallbacks`
+
+    def on_train_batch_end(self, batch, logs=None):
+        super().on_train_batch_end(batch)
+
+
 class Dashboard(keras.callbacks.Callback):
     """Writes the views, histograms of the similarities to the queue, and embeddings.
 

@@ -1,0 +1,77 @@
+"""The dtype policy that is chosen, on hardware that the tests make up."""
+
+import pytest
+import tensorflow as tf
+import tiny
+
+from ressl_keras import Config
+from ressl_keras.data import shapes
+from ressl_keras.data.datasets import Dataset
+from ressl_keras.data.images import ArrayImages
+from ressl_keras.run_folder import RunFolder
+from ressl_keras.training import build, precision
+from ressl_keras.training import pretrain as pretrain_module
+from ressl_keras.training.pretrain import pretrain
+
+
+@pytest.mark.parametrize(
+    "flags, expected",
+    [
+        ("fpu avx2 avx512f", False),
+        ("fpu avx512_bf16", True),
+        ("fpu amx_bf16 amx_tile", True),
+        ("fpu amx_bf16x", False),
+    ],
+)
+def test_a_processor_says_whether_it_computes_in_bfloat16(flags, expected, tmp_path):
+    (tmp_path / "cpuinfo").write_text(f"model name : x\nflags\t\t: {flags}\n")
+    assert precision.cpu_has_bfloat16(tmp_path / "cpuinfo") == expected
+    assert not precision.cpu_has_bfloat16(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    "seconds, expected", [({"float32": 3, "bfloat16": 1}, "mixed_bfloat16"),
+                          ({"float32": 1, "bfloat16": 1}, "float32")],
+)  # fmt: skip
+def test_a_processor_is_taken_at_its_measured_word(seconds, expected, monkeypatch):
+    monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: True)
+    monkeypatch.setattr(precision, "_seconds", lambda dtype: seconds[dtype.name])
+    lines = []
+    assert precision.choose_precision(lines.append) == expected
+    (line,) = lines
+    assert line.startswith(f"Precision {expected}: a convolution is ")
+
+
+@pytest.mark.parametrize(
+    "capability, expected", [((7, 5), 0), ((8, 0), 1), ((9, 0), 1)]
+)
+def test_a_gpu_is_judged_by_its_generation(capability, expected, monkeypatch):
+    config = tf.config
+    monkeypatch.setattr(config, "list_physical_devices", lambda kind: ["gpu"])
+    monkeypatch.setattr(
+        config.experimental,
+        "get_device_details",
+        lambda gpu: {"compute_capability": capability},
+    )
+    chosen = precision.choose_precision(lambda line: None)
+    assert chosen == ("float32", "mixed_bfloat16")[expected]
+
+
+def test_a_resumed_run_keeps_the_precision_that_was_chosen(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "build_backbone", tiny.build_backbone)
+    images = ArrayImages(*shapes.render(32, 0, size=8))
+    options = {"verbose": False, "log": lambda line: None}
+
+    def run(**settings):
+        config = Config(
+            precision="auto", batch_size=8, queue_size=16, knn_every=0, **settings
+        )
+        pretrain(Dataset("drawn", images), tmp_path, config, **options)
+        return RunFolder(tmp_path).read_config(Config).precision
+
+    monkeypatch.setattr(
+        pretrain_module, "choose_precision", lambda log: "mixed_bfloat16"
+    )
+    assert run(epochs=1) == "mixed_bfloat16"
+    monkeypatch.setattr(pretrain_module, "choose_precision", lambda log: "float32")
+    assert run(epochs=2) == "mixed_bfloat16"
