@@ -5,6 +5,7 @@ Importing this module sets environment variables that TensorFlow and Keras read 
 they are imported.
 """
 
+import contextlib
 import logging
 import os
 import re
@@ -44,6 +45,8 @@ def run(main, options_class, description, takes_more=False):
         description: text above the flags in the help.
         takes_more: whether arguments may follow `--`.
     """
+    with contextlib.suppress(AttributeError):  # a replaced stream may lack it
+        sys.stdout.reconfigure(errors="backslashreplace")  # names that are no UTF-8
     define_flags(options_class, flags.FLAGS)
     rest = []
 

@@ -10,6 +10,9 @@ METHODS = {"ressl": "weak", "moco_v2": "strong"}
 VIEWS = ("weak", "strong")
 REFERENCES = ("queue", "batch")
 BATCH_NORMS = ("per_replica", "shuffled", "synchronized")
+# A SavedModel refuses encoded images with more pixels (192 MiB decoded) unless another
+# limit is set.
+MAX_PIXELS = 2**26
 PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
 
 

@@ -27,3 +27,14 @@ def closest(name, names, count=3):
     if not matches:
         return f"Known are {', '.join(sorted(names)[:40])}."
     return f"Did you mean {' or '.join(known[match] for match in matches)}?"
+
+
+def printable(text):
+    r"""A text, such as a file name, that any terminal takes on one line.
+
+    Bytes that are no UTF-8 and unprintable characters become escapes like `\udcff`.
+    """
+    text = str(text).encode("utf-8", "backslashreplace").decode()
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text
+    )

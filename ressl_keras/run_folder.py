@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import tempfile
+import zipfile
+import zlib
 
 from ressl_keras.errors import UsageError
 from ressl_keras.settings import settings_of
@@ -149,23 +151,30 @@ class RunFolder:
     def dataset_name(self):
         """Name of the data set, where the command that trained knew it; else None."""
         description = read_json(self.description)
-        if "dataset" in description:
-            return description["dataset"]
+        if isinstance(description.get("dataset"), str):
+            kind, space, path = description["dataset"].partition(" ")
+            # Up to 0.1.0 the whole path of a folder was written.
+            return f"{kind}{space}{os.path.basename(path)}"
         for line in self.flag_lines():
             if line.startswith("--dataset="):
                 return line.partition("=")[2]
         return None
 
     def has_views(self):
-        """Whether the picture of the views is there."""
-        return os.path.isfile(self.views)
+        """Whether the picture of the views is there; a damaged one is set aside."""
+        return _is_sound(self.views, _load_picture)
+
+    def has_encoder(self):
+        """Whether the encoder's file is there; a damaged one is set aside."""
+        return _is_sound(self.encoder, _check_archive)
 
     def read_metrics(self):
-        """Rows of the metrics table, a list of dicts of strings; may be empty."""
-        if not os.path.exists(self.metrics):
-            return []
-        with open(self.metrics, newline="") as file:
-            return list(csv.DictReader(file))
+        """Rows of the metrics table, a list of dicts of strings; may be empty.
+
+        A damaged table is set aside.
+        """
+        rows = _unless_damaged(self.metrics, _read_table)
+        return [] if rows is None else rows
 
     def write_metrics(self, rows, first_columns=()):
         """Replaces the metrics table.
@@ -206,8 +215,11 @@ def replacing(path):
 
 
 def write_lines(path, lines):
-    """Writes a text file."""
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+    """Writes a text file; file names that are no UTF-8 keep their bytes."""
+    with (
+        replacing(path) as temporary,
+        open(temporary, "w", encoding="utf-8", errors="surrogateescape") as file,
+    ):
         file.writelines(f"{line}\n" for line in lines)
 
 
@@ -223,8 +235,71 @@ def write_json(path, value):
 
 
 def read_json(path):
-    """The value in a JSON file; an empty dict without the file."""
+    """The dict in a JSON file; empty without the file. A damaged one is set aside."""
+    found = _unless_damaged(path, _load_dict)
+    return {} if found is None else found
+
+
+def _unless_damaged(path, read):
+    """What `read` returns of a file; None without the file.
+
+    A file that it cannot make sense of is renamed, so that it stops no later start and
+    can still be looked at.
+    """
     if not os.path.exists(path):
-        return {}
+        return None
+    try:
+        return read(path)
+    except (ValueError, KeyError, TypeError, RecursionError, csv.Error):
+        pass
+    folder, name = os.path.split(path)
+    damaged = os.path.join(folder, f"damaged-{name}")
+    with contextlib.suppress(OSError):  # another process may have renamed it
+        os.replace(path, damaged)
+    print(f"{path} is damaged and set aside as {damaged}.", flush=True)
+    return None
+
+
+def _is_sound(path, check):
+    """Whether there is a file that a check accepts; a damaged one is set aside."""
+    return os.path.isfile(path) and _unless_damaged(path, check) is not None
+
+
+def _load_dict(path):
     with open(path, encoding="utf-8") as file:
-        return json.load(file)
+        value = json.load(file)
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")
+    return value
+
+
+def _read_table(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file, strict=True))
+    for row in rows:
+        int(row["epoch"]), int(row["step"])
+        for value in row.values():
+            float(value or 0)
+    return rows
+
+
+def _load_picture(path):
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError("not a picture") from error
+    return True
+
+
+def _check_archive(path):
+    # Its checksums find every damaged byte of the contents.
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:
+                raise ValueError("damaged contents")
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+        raise ValueError("not a zip file") from error
+    return True

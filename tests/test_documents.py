@@ -152,7 +152,7 @@ def test_training_runs(words, random, monkeypatch, tmp_path):
     crops = ["--crops=32,16"] if parse(TrainOptions, *words).crops else []
     options = parse(TrainOptions, *words, "--image_size=32", *crops)
     dataset = stand_in(options.dataset, 32, random)
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_: dataset)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: dataset)
     monkeypatch.setattr(build, "build_backbone", tiny.build_backbone)
     train.run(options)
     made = "views.png" if options.preview else "encoder.keras"

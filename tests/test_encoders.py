@@ -175,7 +175,7 @@ def damaged(kind, folder):
         return path, "not images"
     if kind == "folder":
         (folder / "stuff.txt").write_text("hello")
-        return folder, "no SavedModel"
+        return folder, "nor a SavedModel"
     if kind == "broken":
         (folder / "saved_model.pb").write_text("hello")
         return folder, "is not a SavedModel"

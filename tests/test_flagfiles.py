@@ -83,7 +83,7 @@ def test_a_recipe_trains(name, size, random, monkeypatch, tmp_path, capsys):
         "--noevaluate",
     )
     dataset = stand_in(options.dataset, size, random)
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_: dataset)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: dataset)
     if options.backbone.startswith("resnet"):
         side = None if options.crops else size
         build_once(options.backbone, side, options.width)

@@ -38,7 +38,7 @@ def run(monkeypatch, tmp_path, capsys):
     )
     drawn = ArrayImages(*shapes.render(16, 0, size=8))
     dataset = Dataset("drawn", drawn, drawn, drawn, list(shapes.CLASS_NAMES))
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_: dataset)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: dataset)
     monkeypatch.setattr(build, "build_backbone", tiny.build_backbone)
     monkeypatch.setattr(protocols, "evaluate", lambda *_, **__: {})
     monkeypatch.setattr(sys, "orig_argv", ["/bin/python", *COMMAND.split()[1:]])

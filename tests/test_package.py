@@ -91,7 +91,7 @@ def test_a_saved_model_loads_after_importing_the_class_alone(tmp_path):
 
 def test_every_registered_object_is_made_again_from_its_configuration():
     from ressl_keras.augmentation import layers
-    from ressl_keras.method import objectives, optimizers, queue
+    from ressl_keras.method import normalization, objectives, optimizers, queue
 
     made = [
         layers.RandomResizedCropAndFlip(8),
@@ -101,6 +101,7 @@ def test_every_registered_object_is_made_again_from_its_configuration():
         ressl_keras.strong_view(8),
         optimizers.SGD(0.1, l2=1e-3),
         queue.FeatureQueue(8, 4),
+        normalization.FusedBatchNormalization(keras.layers.BatchNormalization()),
         objectives.Relation(0.2, 0.1),
         objectives.InfoNCE(0.3),
         objectives.WarmUp(objectives.InfoNCE(), objectives.Relation(), 5),

@@ -69,9 +69,8 @@ def test_a_resumed_run_keeps_the_precision_that_was_chosen(tmp_path, monkeypatch
         pretrain(Dataset("drawn", images), tmp_path, config, **options)
         return RunFolder(tmp_path).read_config(Config).precision
 
-    monkeypatch.setattr(
-        pretrain_module, "choose_precision", lambda log: "mixed_bfloat16"
-    )
-    assert run(epochs=1) == "mixed_bfloat16"
-    monkeypatch.setattr(pretrain_module, "choose_precision", lambda log: "float32")
-    assert run(epochs=2) == "mixed_bfloat16"
+    for choice, epochs in (("float32", 1), ("mixed_bfloat16", 2)):
+        monkeypatch.setattr(
+            pretrain_module, "choose_precision", lambda log, choice=choice: choice
+        )
+        assert run(epochs=epochs) == "float32"

@@ -324,15 +324,15 @@ def test_images_too_many_for_memory_are_looked_at_from_the_first_on(tmp_path):
 
 
 def test_a_report_that_fails_says_so_and_no_more(tmp_path, capsys):
-    (tmp_path / "encoder.json").write_text("{ no json")
+    (tmp_path / "flags.txt").write_text("--seed=many")
     lines = []
     path = str(tmp_path / "report.html")
     report.try_to_write(path, run=str(tmp_path), log=lines.append)
     assert lines == [
         "The report could not be written, see above. All other files are complete."
     ]
-    assert "JSONDecodeError" in capsys.readouterr().err
-    assert os.listdir(tmp_path) == ["encoder.json"]
+    assert "--seed=many: must be an integer" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["flags.txt"]
 
 
 def test_the_map_keeps_groups_together(random):

@@ -98,8 +98,8 @@ def test_a_run_lists_what_it_could_not_read(trained):
 
 def test_the_printed_command_evaluates_the_encoder(trained, tmp_path):
     workdir, output = trained
-    line = next(line for line in output.split("\n") if "evaluate.py" in line)
-    flags = line.split("evaluate.py")[1].split()
+    line = next(line for line in output.split("\n") if "ressl-evaluate" in line)
+    flags = line.split("ressl-evaluate")[1].split()
     result = script("evaluate.py", *flags, f"--output={tmp_path}/again.json")
     assert result.returncode == 0, result.stderr
     again = json.loads((tmp_path / "again.json").read_text())

@@ -45,7 +45,7 @@ def test_healthy_embeddings_are_not_warned_of():
         (1.0, 0.9, 2.9, "embeddings collapse"),
         (60.0, 0.01, 2.9, "embeddings collapse"),
         (60.0, 0.9, np.log(4096), "nearly uniform"),
-        (60.0, 0.9, 0.0, "one neighbour only"),
+        (60.0, 0.9, 0.0, "nearly one-hot"),
     ],
 )
 def test_each_kind_of_collapse_is_named_with_a_flag(rank, spread, entropy, words):

@@ -95,7 +95,7 @@ def main():
 
 def evaluate(options):
     """Judges an encoder as the options say."""
-    from ressl_keras.data import datasets
+    from ressl_keras.data import checking, datasets
     from ressl_keras.encoders import encoder as encoders
     from ressl_keras.evaluation import judgement
 
@@ -108,20 +108,21 @@ def evaluate(options):
         raise UsageError(f"--output={output} is a folder; give a JSON file.")
     RunFolder(os.path.dirname(output) or ".").prepare()
     dataset = datasets.load_dataset(options.dataset, options.data_dir, options.download)
-    judgement.judge(
-        encoder,
-        dataset,
-        output,
-        run=folder.path if folder.is_run() else None,
-        title=title,
-        command=cli.command_line(),
-        protocols=options.protocol,
-        label_fraction=options.label_fraction,
-        probe=options.probe,
-        finetune_epochs=options.finetune_epochs,
-        seed=options.seed,
-        cache=options.feature_cache,
-    )
+    with checking.naming_unreadable(dataset.files):
+        judgement.judge(
+            encoder,
+            dataset,
+            output,
+            run=folder.path if folder.is_run() else None,
+            title=title,
+            command=cli.command_line(),
+            protocols=options.protocol,
+            label_fraction=options.label_fraction,
+            probe=options.probe,
+            finetune_epochs=options.finetune_epochs,
+            seed=options.seed,
+            cache=options.feature_cache,
+        )
 
 
 if __name__ == "__main__":

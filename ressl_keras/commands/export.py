@@ -10,6 +10,7 @@ last checkpoint, with options for network, projector, unit length and formats.
 import dataclasses
 
 from ressl_keras import cli
+from ressl_keras.config import MAX_PIXELS
 from ressl_keras.settings import Options, setting
 
 
@@ -49,6 +50,14 @@ class ExportOptions(Options):
         group="Encoder",
         low=8,
         high=4096,
+    )
+    max_pixels: int = setting(
+        MAX_PIXELS,
+        "Encoded images with more pixels are refused by the SavedModel, before they "
+        "are decoded.",
+        group="Output",
+        low=1,
+        high=2**31 - 1,
     )
     warmup: bool | None = setting(
         None,

@@ -16,6 +16,7 @@ import sys
 from ressl_keras import cli
 from ressl_keras.commands.data_options import DataOptions
 from ressl_keras.config import Config
+from ressl_keras.errors import printable
 from ressl_keras.run_folder import RunFolder, write_lines
 from ressl_keras.settings import setting, settings_of
 
@@ -99,7 +100,7 @@ def train(options):
 
 def run(options):
     """One run, from the data set to the report."""
-    from ressl_keras.data import datasets
+    from ressl_keras.data import checking, datasets
     from ressl_keras.evaluation import judgement
     from ressl_keras.training import distribution
     from ressl_keras.training.pretrain import pretrain
@@ -114,19 +115,25 @@ def run(options):
     if chief:
         folder.prepare()
     dataset = datasets.load_dataset(
-        options.dataset, options.data_dir, options.download, options.check_images
+        options.dataset,
+        options.data_dir,
+        options.download,
+        options.check_images,
+        log=log,
     )
     if dataset.skipped and chief:
         _list_skipped(dataset.skipped, folder, log)
     if options.preview:
         if chief:
-            log(f"The views are in {preview(dataset, folder.path, options)}.")
+            with checking.naming_unreadable(dataset.files, log):
+                log(f"The views are in {preview(dataset, folder.path, options)}.")
         return
     encoder = pretrain(dataset, folder.path, options, strategy=strategy, log=log)
     if chief:
-        judgement.judge_run(
-            folder.path, dataset, options.evaluate, cli.command_line(), log
-        )
+        with checking.naming_unreadable(dataset.files, log):
+            judgement.judge_run(
+                folder.path, dataset, options.evaluate, cli.command_line(), log
+            )
         log(f"The encoder is {encoder}. To evaluate it:")
         log(f"  {_evaluation_command(encoder, options)}")
     distribution.barrier(strategy)  # the others wait for the chief
@@ -135,7 +142,7 @@ def run(options):
 def _list_skipped(skipped, folder, log):
     write_lines(folder.skipped, skipped)
     log(f"{len(skipped)} unreadable images skipped, listed in {folder.skipped}:")
-    log("\n".join(f"  {path}" for path in skipped[:5]))
+    log("\n".join(f"  {printable(path)}" for path in skipped[:5]))
 
 
 def _evaluation_command(encoder, options):

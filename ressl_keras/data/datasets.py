@@ -1,22 +1,23 @@
 """Data sets: drawn shapes, folders of images, TensorFlow Datasets."""
 
-import concurrent.futures
 import dataclasses
 import os
 
 import numpy as np
 import tensorflow as tf
 
-from ressl_keras.data import shapes
-from ressl_keras.data.decoding import decode
-from ressl_keras.data.images import ArrayImages, EncodedImages, StreamedImages
-from ressl_keras.errors import UsageError, closest
+from ressl_keras.data import checking, folders, shapes
+from ressl_keras.data.images import (
+    ArrayImages,
+    EncodedImages,
+    StreamedImages,
+    files_of,
+)
+from ressl_keras.errors import UsageError, closest, printable
 
 # Side in pixels of the largest images that are kept in memory decoded. Larger ones take
 # more memory than their files, and cropping them costs more than decoding a window.
 _LARGEST_KEPT = 128
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 
 
 @dataclasses.dataclass
@@ -44,9 +45,19 @@ class Dataset:
     def labelled(self):
         return self.train is not None and self.test is not None
 
+    def files(self):
+        """Paths of all files that the images are read from, a list of bytes."""
+        sets = self.pretrain, self.train, self.test
+        return list(dict.fromkeys(path for one in sets for path in files_of(one)))
+
 
 def load_dataset(
-    name, data_dir=None, download=True, check=True, memory_limit=4 * 2**30
+    name,
+    data_dir=None,
+    download=True,
+    check=True,
+    memory_limit=4 * 2**30,
+    log=print,
 ):
     """Loads a data set.
 
@@ -60,6 +71,8 @@ def load_dataset(
             size, of up to 128 pixels, are then kept in memory.
         memory_limit: data sets above this many bytes are streamed, or read from their
             files in every epoch.
+        log: called with a line of text: progress of the check, and what of a folder
+            is ignored.
 
     Returns:
         A `Dataset`.
@@ -72,54 +85,37 @@ def load_dataset(
         test = ArrayImages(*shapes.render(2000, seed=1))
         return Dataset("shapes", train, train, test, list(shapes.CLASS_NAMES))
     if name == "folder":
-        return _load_folder(data_dir, check, memory_limit)
+        return _load_folder(data_dir, check, memory_limit, log)
     return _load_tfds(name, data_dir, download, memory_limit)
 
 
-def _load_folder(root, check, memory_limit):
-    files, held_out = _list_splits(root)
-    sizes = _sizes([path for path, _ in [*files, *held_out]]) if check else {}
+def _load_folder(root, check, memory_limit, log):
+    listing = folders.list_images(root, log)
+    paths = [path for path, _ in [*listing.files, *listing.held_out]]
+    sizes = checking.sizes(paths, log) if check else {}
     skipped = {path: None for path, size in sizes.items() if size is None}
-    files = [file for file in files if file[0] not in skipped]
-    held_out = [file for file in held_out if file[0] not in skipped]
-    if not files:
+    readable = dataclasses.replace(
+        listing,
+        files=[file for file in listing.files if file[0] not in skipped],
+        held_out=[file for file in listing.held_out if file[0] not in skipped],
+    )
+    if not readable.files:
         found = f" ({len(skipped)} files could not be decoded)" if skipped else ""
         raise UsageError(
-            f"No readable image under {root}{found}; known are {', '.join(SUFFIXES)}."
+            f"No readable image under {root}{found}; known are "
+            f"{', '.join(folders.SUFFIXES)}."
         )
-    class_names = sorted({class_name for _, class_name in files})
-    dataset = Dataset(f"folder {root}", None, skipped=list(skipped))
-    if len(class_names) > 1:
-        if not held_out:
-            # Without a split of its own, every tenth image of the sorted list is held
-            # out, in training and in evaluation alike.
-            held_out = files[9::10]
-            files = [file for i, file in enumerate(files) if i % 10 != 9]
-        held_out = [file for file in held_out if file[1] in class_names]
-        if held_out:
-            dataset.class_names = class_names
-    dataset.pretrain = _images_of(files, dataset.class_names, sizes, memory_limit)
-    if dataset.class_names:
-        dataset.train = dataset.pretrain
-        dataset.test = _images_of(held_out, class_names, sizes, memory_limit)
+    class_names, files, held_out = folders.choose_classes(readable, log)
+    # Not the whole path: the name goes into files that are passed on.
+    name = printable(os.path.basename(os.path.abspath(root)))
+    dataset = Dataset(f"folder {name}".strip(), None, skipped=list(skipped))
+    with checking.naming_unreadable(files, log):
+        dataset.pretrain = _images_of(files, class_names, sizes, memory_limit)
+        if class_names:
+            dataset.class_names = list(map(printable, class_names))
+            dataset.train = dataset.pretrain
+            dataset.test = _images_of(held_out, class_names, sizes, memory_limit)
     return dataset
-
-
-def _list_splits(root):
-    """Files to learn from and files held out, lists of (path, class).
-
-    The second is empty where the folder has no such split.
-    """
-    if not root:
-        raise UsageError("--dataset=folder needs --data_dir, the folder of images.")
-    if not os.path.isdir(root):
-        raise UsageError(f"There is no folder {root}.")
-    inside = {entry.name for entry in os.scandir(root) if entry.is_dir()}
-    held_out = [name for name in ("test", "val", "validation") if name in inside]
-    if "train" in inside and held_out:
-        names = ("train", held_out[0])
-        return [_list_images(os.path.join(root, name)) for name in names]
-    return _list_images(root), []
 
 
 def _images_of(files, class_names, sizes, memory_limit):
@@ -128,42 +124,14 @@ def _images_of(files, class_names, sizes, memory_limit):
     labels = None
     if class_names:
         labels = [class_names.index(class_name) for _, class_name in files]
-    encoded = EncodedImages(paths, labels)
+    # Bytes, since a file's name need not be UTF-8.
+    encoded = EncodedImages(list(map(os.fsencode, paths)), labels)
     size, *others = {sizes.get(path) for path in paths}
     if others or not size or max(size) > _LARGEST_KEPT:
         return encoded
     if len(paths) * size[0] * size[1] * 3 > memory_limit:
         return encoded
     return _kept(encoded, size)
-
-
-def _list_images(root):
-    """Sorted (path, class) of the images below a folder: classes are its folders."""
-    paths = []
-    for folder, _, files in os.walk(root, followlinks=True):
-        paths += [
-            os.path.join(folder, name)
-            for name in files
-            if name.lower().endswith(SUFFIXES)
-        ]
-    found = []
-    for path in sorted(paths):
-        head, *rest = os.path.relpath(path, root).split(os.sep)
-        found.append((path, head if rest else ""))
-    return found
-
-
-def _sizes(paths):
-    """Height and width of each image, or None where it cannot be decoded."""
-
-    def size(path):
-        try:
-            return tuple(decode(tf.io.read_file(path)).shape[:2])
-        except tf.errors.OpError:
-            return None
-
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        return dict(zip(paths, pool.map(size, paths)))
 
 
 def _kept(encoded, size):

@@ -55,7 +55,8 @@ class EncodedImages:
     """Images of any size, decoded when they are read.
 
     Args:
-        sources: list of file paths, or of the encoded images themselves (bytes).
+        sources: list of file paths, strings or bytes, or of the encoded images
+            themselves (bytes).
         labels: integer array [count], or None.
         in_memory: whether `sources` are the images themselves.
     """
@@ -168,6 +169,12 @@ class Subset:
     def encoded(self, index):
         """The bytes of the image at an index, for encoded images, in a graph."""
         return self.images.encoded(tf.gather(self.indices, index))
+
+
+def files_of(images):
+    """Paths of the files that images are read from, a list of bytes; may be empty."""
+    read = isinstance(images, EncodedImages) and not images.in_memory
+    return list(images.sources.numpy()) if read else []
 
 
 def stratified(images, fraction, seed=0):

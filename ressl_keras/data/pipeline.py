@@ -9,7 +9,7 @@ import tensorflow as tf
 from ressl_keras.augmentation import bundle, image_ops
 from ressl_keras.augmentation.layers import RandomResizedCropAndFlip
 from ressl_keras.data.decoding import decode_crops
-from ressl_keras.data.images import StreamedImages, spread_indices
+from ressl_keras.data.images import StreamedImages, files_of, spread_indices
 
 
 def training_batches(
@@ -132,6 +132,18 @@ def shuffled_indices(
     return tf.data.Dataset.range(first_step, last_step).map(indices)
 
 
+def files_of_steps(images, batch_size, seed, first_step, last_step):
+    """Paths of the files that some steps of `training_batches` read, a list of bytes.
+
+    Empty for images that are not read from files of their own.
+    """
+    files = files_of(images)
+    if not files:
+        return []
+    indices = shuffled_indices(len(files), batch_size, seed, first_step, last_step)
+    return [files[i] for step in indices.as_numpy_iterator() for i in step]
+
+
 def _shuffled(position, seed, epoch, count):
     """Index of the example at a position in an epoch's order; nothing is stored."""
     key = tf.random.stateless_uniform(
@@ -221,7 +233,6 @@ def center_crop(image, size):
     Returns:
         float32 tensor [size, size, 3] in 0-255.
     """
-    image = tf.cast(image, tf.float32)
 
     def resized():
         pixels = tf.cast(shape, tf.float32)
@@ -229,6 +240,7 @@ def center_crop(image, size):
         whole = tf.round(pixels * (shorter / tf.reduce_min(pixels)))
         # `tf.image.resize` and a cut in one: of an image of extreme aspect, the whole
         # would be large.
+        # It takes uint8: a float copy of the image would be four times as large.
         square = tf.raw_ops.ScaleAndTranslate(
             images=image[tf.newaxis],
             size=[size, size],
@@ -241,7 +253,8 @@ def center_crop(image, size):
 
     shape = tf.shape(image)[:2]
     as_it_is = tf.reduce_all(shape == size)
-    return tf.ensure_shape(tf.cond(as_it_is, lambda: image, resized), [size, size, 3])
+    square = tf.cond(as_it_is, lambda: tf.cast(image, tf.float32), resized)
+    return tf.ensure_shape(square, [size, size, 3])
 
 
 def labelled_crops(images, batch_size, epochs, size, seed=0, scale=(0.2, 1.0)):

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from ressl_keras import __version__
 from ressl_keras.augmentation.layers import MEAN, STD
+from ressl_keras.encoders.archive import check_archive
 from ressl_keras.errors import UsageError
 from ressl_keras.run_folder import RunFolder, read_json, replacing, write_json
 
@@ -129,6 +130,9 @@ def commit():
 def load_encoder(path, preprocessing="none"):
     """Reads an encoder, made here or elsewhere.
 
+    A `.keras` file may come from a stranger, since no code in it is run. A SavedModel
+    may not: its graph can read and write files.
+
     Args:
         path: a `.keras` file, a SavedModel folder, or the work directory of a run.
         preprocessing: what to do with images in 0-255 before an encoder that does not
@@ -173,8 +177,11 @@ def load_encoder(path, preprocessing="none"):
 
 
 def _load_keras(path):
+    if not str(path).endswith((".h5", ".hdf5")):
+        check_archive(path)
     try:
-        encoder = keras.models.load_model(path, compile=False)
+        # Also where the process allows what is unsafe elsewhere.
+        encoder = keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:
         raise UsageError(f"{path} is not a Keras model: {_line(error)}") from error
     if not isinstance(encoder, keras.Model):
@@ -204,8 +211,9 @@ def _load_saved_model(path):
     # One exported here takes any size; its description says which it was trained for.
     described = read_json(RunFolder(os.path.join(path, "assets.extra")).description)
     shape = shapes[0][1:]
-    if "input_size" in described:
-        shape = (*described["input_size"], 3)
+    size = described.get("input_size")
+    if isinstance(size, list) and list(map(type, size)) == [int, int]:
+        shape = (*size, 3)
     images = keras.Input(shape, name="images", dtype=inputs[0].dtype.name)
     embeddings = keras.layers.TFSMLayer(path, call_endpoint="serving_default")(images)
     return keras.Model(images, *embeddings.values(), name="encoder")

@@ -2,6 +2,7 @@
 
 import keras
 
+from ressl_keras.config import MAX_PIXELS
 from ressl_keras.encoders.encoder import build_encoder, describe, save_encoder
 from ressl_keras.encoders.serving import has_module, save_saved_model
 from ressl_keras.errors import UsageError
@@ -64,6 +65,7 @@ def save_all(
     formats=(),
     warmup=None,
     log=print,
+    max_pixels=MAX_PIXELS,
 ):
     """Writes `encoder.keras`, `encoder.json`, the next SavedModel, other formats.
 
@@ -77,6 +79,7 @@ def save_all(
         formats: names out of `FORMATS`.
         warmup: whether to write warm-up requests; None does if it can.
         log: called with a line of text.
+        max_pixels: encoded images with more are refused by the SavedModel.
 
     Returns:
         Path of the encoder's file.
@@ -94,6 +97,7 @@ def save_all(
         normalize,
         warmup,
         described,
+        max_pixels,
     )
     path = save_encoder(encoder, workdir, description)
     written = [path, saved_model]

@@ -8,7 +8,9 @@ import tempfile
 import numpy as np
 import tensorflow as tf
 
+from ressl_keras.config import MAX_PIXELS
 from ressl_keras.data.decoding import decode
+from ressl_keras.data.image_headers import pixel_count
 from ressl_keras.data.pipeline import center_crop
 from ressl_keras.errors import UsageError
 from ressl_keras.run_folder import RunFolder, write_json
@@ -23,11 +25,13 @@ class ServingModule(tf.Module):
         encoder: `keras.Model` from images in 0-255 to features [batch, dim].
         size: side in pixels that encoded images are resized to.
         normalize: whether embeddings are scaled to unit length.
+        max_pixels: encoded images with more are refused, before they are decoded.
     """
 
-    def __init__(self, encoder, size, normalize=False):
+    def __init__(self, encoder, size, normalize=False, max_pixels=MAX_PIXELS):
         super().__init__(name="encoder")
         self._size, self._normalize = size, normalize
+        self._max_pixels = max_pixels
         self._forward = encoder
         self._variables = [variable.value for variable in encoder.variables]
         images_shape, self._dim = encoder.input_shape, encoder.output_shape[-1]
@@ -73,29 +77,45 @@ class ServingModule(tf.Module):
     def _read(self, image_bytes):
         """Encoded images [batch] as squares, float32 [batch, size, size, 3]."""
         count = tf.size(image_bytes, tf.int64)
+        blank = tf.zeros([self._size, self._size, 3])
 
         def read(index, encoded):
-            return index, center_crop(decode(encoded), self._size)
+            large = pixel_count(encoded) > self._max_pixels
+            square = tf.cond(
+                large, lambda: blank, lambda: center_crop(decode(encoded), self._size)
+            )
+            return index, square, large
 
         # The decoder's own error does not say which image it is about, so undecodable
         # ones are left out and then counted. Decoding is parallel here.
         images = tf.data.Dataset.from_tensor_slices(image_bytes).enumerate()
         images = images.map(read, tf.data.AUTOTUNE).ignore_errors()
         # At least one element, for an empty batch.
-        blank = tf.zeros([self._size, self._size, 3])
-        end = tf.data.Dataset.from_tensors((count, blank))
-        indices, squares = images.concatenate(end).batch(count + 1).get_single_element()
+        end = tf.data.Dataset.from_tensors((count, blank, False))
+        batch = images.concatenate(end).batch(count + 1)
+        indices, squares, large = batch.get_single_element()
         missing = tf.sets.difference([tf.range(count)], [indices[:-1]]).values
-        message = tf.strings.format(
-            "image_bytes at {} cannot be decoded as JPEG, PNG, GIF or BMP", missing
-        )
-        complete = tf.debugging.Assert(tf.size(missing) == 0, [message])
-        with tf.control_dependencies([complete]):
+        decoded = _refuse(missing, "cannot be decoded as JPEG, PNG, GIF or BMP")
+        too_large = tf.boolean_mask(indices, large)
+        fitting = _refuse(too_large, f"have more than {self._max_pixels:,} pixels")
+        with tf.control_dependencies([decoded, fitting]):
             return tf.identity(squares[:-1])
 
 
+def _refuse(indices, reason):
+    """An operation that fails with the indices of images if there are any."""
+    message = tf.strings.format("image_bytes at {} " + reason, indices)
+    return tf.debugging.Assert(tf.size(indices) == 0, [message])
+
+
 def save_saved_model(
-    encoder, size, folder, normalize=False, warmup=None, description=None
+    encoder,
+    size,
+    folder,
+    normalize=False,
+    warmup=None,
+    description=None,
+    max_pixels=MAX_PIXELS,
 ):
     """Writes the next version of a SavedModel, for TF Serving to load as it is.
 
@@ -106,6 +126,7 @@ def save_saved_model(
         normalize: whether embeddings are scaled to unit length.
         warmup: whether to write warm-up requests; None does if it can.
         description: dict to put beside the model as `assets.extra/encoder.json`.
+        max_pixels: encoded images with more are refused, before they are decoded.
 
     Returns:
         Path of the version's folder.
@@ -121,7 +142,7 @@ def save_saved_model(
     # A server that watches the folder ignores names that are no numbers.
     temporary = tempfile.mkdtemp(prefix="writing-", dir=folder)
     try:
-        served = ServingModule(encoder, size, normalize)
+        served = ServingModule(encoder, size, normalize, max_pixels)
         tf.saved_model.save(served, temporary, signatures=served.signatures)
         extra = os.path.join(temporary, "assets.extra")
         os.makedirs(extra)

@@ -218,6 +218,6 @@ def _curves(rows, config):
 
 
 def _views(folder):
-    if not os.path.exists(folder.views):
+    if not folder.has_views():
         return None
     return inline(Image.open(folder.views))

@@ -1,5 +1,7 @@
 """The model: a student that learns the teacher's relations (arXiv 2107.09282)."""
 
+import functools
+
 import keras
 import tensorflow as tf
 
@@ -10,6 +12,23 @@ from ressl_keras.method.networks import build_projector
 from ressl_keras.method.normalization import fuse_batch_norms
 from ressl_keras.method.optimizers import SGD  # noqa: F401, saved models refer to it
 from ressl_keras.method.queue import FeatureQueue
+
+
+def _all_or_nothing(train_step):
+    """Starts a step only once its batch has been read.
+
+    Otherwise the teacher's update and the counter, which need no images, could run
+    although reading fails, and the state would not belong to any step.
+    """
+
+    @functools.wraps(train_step)
+    def step(self, data):
+        if not self.optimizer.built:  # XLA creates no variables after a dependency
+            self.optimizer.build(self.trainable_variables)
+        with tf.control_dependencies(tf.nest.flatten(data)):
+            return train_step(self, data)
+
+    return step
 
 
 @keras.saving.register_keras_serializable("ressl_keras")
@@ -95,28 +114,7 @@ class ReSSL(keras.Model):
         )
         self.predictor = predictor
         self.views = ViewBundle(teacher_view, listed(student_view), seed)
-        self.student = keras.Sequential(
-            [keras.Input(backbone.input_shape[1:]), self.backbone, self.projector],
-            name="student",
-        )
-        self.teacher = keras.models.clone_model(self.student)
-        self.teacher.name = "teacher"
-        self.teacher.set_weights(self.student.get_weights())
-        # Same weights, for the training step only: `student` and `teacher` keep Keras'
-        # layers, and files hold no others. Keras saves a shared layer under the first
-        # attribute in alphabetical order, so these names come after those.
-        self.training_student = fuse_batch_norms(self.student)
-        self.training_teacher = fuse_batch_norms(self.teacher)
-        self._averaged = [
-            (theirs, ours)
-            for theirs, ours in zip(self.teacher.weights, self.student.weights)
-            if ours.trainable
-        ]
-        # Not `teacher.trainable = False`: that would put its batch norms into
-        # inference mode, and the method uses the statistics of its own batches.
-        for variable, _ in self._averaged:
-            variable.trainable = False
-
+        self._build_encoders()
         dim = self.projector.output_shape[-1]
         self.queue = FeatureQueue(queue_size, dim, seed=seed)
         # Not the optimizer's iterations: loss scaling leaves those of skipped updates
@@ -141,10 +139,35 @@ class ReSSL(keras.Model):
         ]
         self.built = True
 
+    def _build_encoders(self):
+        """The student, and the teacher as a copy that no gradient reaches."""
+        self.student = keras.Sequential(
+            [keras.Input(self.backbone.input_shape[1:]), self.backbone, self.projector],
+            name="student",
+        )
+        self.teacher = keras.models.clone_model(self.student)
+        self.teacher.name = "teacher"
+        self.teacher.set_weights(self.student.get_weights())
+        # Same weights, for the training step only: `student` and `teacher` keep Keras'
+        # layers, and files hold no others. Keras saves a shared layer under the first
+        # attribute in alphabetical order, so these names come after those.
+        self.training_student = fuse_batch_norms(self.student)
+        self.training_teacher = fuse_batch_norms(self.teacher)
+        self._averaged = [
+            (theirs, ours)
+            for theirs, ours in zip(self.teacher.weights, self.student.weights)
+            if ours.trainable
+        ]
+        # Not `teacher.trainable = False`: that would put its batch norms into
+        # inference mode, and the method uses the statistics of its own batches.
+        for variable, _ in self._averaged:
+            variable.trainable = False
+
     def call(self, images, training=False):
         """The student's unit embeddings [batch, dim] of normalised images."""
         return _unit(self.student(images, training=training))
 
+    @_all_or_nothing
     def train_step(self, data):
         """One step of the method (section 3.3, algorithm 1)."""
         weak, *strong = self.views(data, self.step.value)  # [b, h, w, 3]

@@ -168,6 +168,19 @@ class Checkpoints(StepCallback):
         self._stop_if_told()
         self._release()
 
+    def save_and_release(self):
+        """Saves the state that an error between two steps left, and frees the signals.
+
+        Returns:
+            The step that is saved, 0 where nothing is.
+        """
+        self._release()
+        if self._saved is None:  # training has not begun
+            return 0
+        self.step = int(self.model.step.numpy())
+        self._save()
+        return self.step
+
     def _save_if_due(self):
         # Not every step is seen where an execution runs several.
         if self.step // self.every > self._saved // self.every or self._signal:

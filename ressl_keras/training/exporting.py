@@ -1,6 +1,6 @@
 """Exporting the encoder of a run, finished or not."""
 
-from ressl_keras.config import Config
+from ressl_keras.config import MAX_PIXELS, Config
 from ressl_keras.encoders.encoder import load_encoder
 from ressl_keras.encoders.export import check_formats, save_all
 from ressl_keras.errors import UsageError
@@ -20,6 +20,7 @@ def export_encoder(
     warmup=None,
     image_size=None,
     log=print,
+    max_pixels=MAX_PIXELS,
 ):
     """Exports the encoder of a run from its last checkpoint.
 
@@ -35,6 +36,7 @@ def export_encoder(
         warmup: whether to write warm-up requests; None does if it can.
         image_size: side of the encoder's images in pixels; None takes the run's.
         log: called with a line of text.
+        max_pixels: encoded images with more are refused by the SavedModel.
 
     Returns:
         Path of the encoder's file.
@@ -83,6 +85,7 @@ def export_encoder(
         formats,
         warmup,
         log,
+        max_pixels,
     )
 
 

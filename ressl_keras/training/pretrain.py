@@ -4,14 +4,14 @@ import dataclasses
 import functools
 import itertools
 import math
-import os
 
 import keras
 import tensorflow as tf
 
 from ressl_keras.config import Config
+from ressl_keras.data.checking import naming_unreadable
 from ressl_keras.data.images import StreamedImages
-from ressl_keras.data.pipeline import InputTimer, training_batches
+from ressl_keras.data.pipeline import InputTimer, files_of_steps, training_batches
 from ressl_keras.encoders.export import save_all
 from ressl_keras.errors import UsageError
 from ressl_keras.method.objectives import InfoNCE
@@ -80,9 +80,7 @@ def pretrain(
     replicas = strategy.num_replicas_in_sync
     plan = make_plan(config, dataset.pretrain, replicas)
     folder.prepare()
-    if config.precision == "auto":
-        chosen = folder.chosen_precision(type(config)) or choose_precision(log)
-        config = dataclasses.replace(config, precision=chosen)
+    config = _with_precision(config, folder, strategy, log)
     folder.check_config(config)
     keras.utils.set_random_seed(config.seed)
     with strategy.scope():
@@ -93,7 +91,7 @@ def pretrain(
         folder.remove_leftovers()
         folder.write_config(config)
     first_step = _restore(model, folder, strategy)
-    if first_step >= plan.total_steps and chief and os.path.isfile(folder.encoder):
+    if first_step >= plan.total_steps and chief and folder.has_encoder():
         log(f"The run is finished, at step {first_step}; nothing is left to train.")
         return folder.encoder
     run = _Run(dataset, config, folder, plan, model, encoder, first_step, log)
@@ -106,19 +104,9 @@ def pretrain(
         log(f"Resuming at step {first_step} of {plan.total_steps}.")
     # Several devices fetch ahead of the steps; their wait would mean little.
     timer = InputTimer() if replicas == 1 and InputTimer.possible() else None
-    callbacks = run.callbacks(timer, chief, verbose, callbacks)
-    for first, last in segments:
-        steps = min(plan.steps_per_epoch, last - first)
-        epoch = first // plan.steps_per_epoch
-        distribution.fit(
-            model,
-            functools.partial(run.batches, timer, first, last),
-            strategy=strategy,
-            initial_epoch=epoch,
-            epochs=epoch + (last - first) // steps,
-            steps_per_epoch=steps,
-            callbacks=callbacks,
-        )
+    with run.naming_unreadable(strategy):
+        callbacks = run.callbacks(timer, chief, verbose, callbacks)
+        run.fit(segments, timer, callbacks, strategy)
     return run.export() if chief else folder.encoder
 
 
@@ -134,6 +122,41 @@ class _Run:
     encoder: keras.Model
     first_step: int
     log: object
+    saving: checkpoints.Checkpoints | None = None  # made with the callbacks
+
+    def fit(self, segments, timer, callbacks, strategy):
+        """Trains from segment to segment."""
+        steps_per_epoch = self.plan.steps_per_epoch
+        for first, last in segments:
+            steps = min(steps_per_epoch, last - first)
+            epoch = first // steps_per_epoch
+            distribution.fit(
+                self.model,
+                functools.partial(self.batches, timer, first, last),
+                strategy=strategy,
+                initial_epoch=epoch,
+                epochs=epoch + (last - first) // steps,
+                steps_per_epoch=steps,
+                callbacks=callbacks,
+            )
+
+    def naming_unreadable(self, strategy):
+        """A context in which an unreadable image is named and the state is saved."""
+        config, images = self.config, self.dataset.pretrain
+
+        def likely():
+            step = int(self.model.step.numpy())
+            steps = step, step + config.steps_per_execution
+            return files_of_steps(images, config.batch_size, config.seed, *steps)
+
+        def before():
+            # On several machines a save needs all workers.
+            alone = not distribution.several_workers(strategy)
+            step = self.saving.save_and_release() if alone and self.saving else 0
+            return f"Step {step} is saved." if step else ""
+
+        files = self.dataset.files
+        return naming_unreadable(files, self.log, likely=likely, before=before)
 
     def batches(self, timer, first, last, worker, workers):
         """Batches of some steps, for one worker."""
@@ -159,6 +182,12 @@ class _Run:
             found.append(ResumedEpoch(self.model.metrics))
         if not chief:
             return found
+        self.saving = checkpoints.Checkpoints(
+            folder.checkpoints,
+            config.checkpoint_every,
+            config.keep_checkpoints,
+            plan.steps_per_epoch,
+        )
         return [
             *found,
             CollapseMonitor(
@@ -173,12 +202,7 @@ class _Run:
             ),
             *([Progress(plan.total_steps, plan.steps_per_epoch)] if verbose else []),
             *others,
-            checkpoints.Checkpoints(
-                folder.checkpoints,
-                config.checkpoint_every,
-                config.keep_checkpoints,
-                plan.steps_per_epoch,
-            ),
+            self.saving,
         ]
 
     def _monitors(self):
@@ -225,6 +249,18 @@ class _Run:
         )
 
 
+def _with_precision(config, folder, strategy, log):
+    """The settings with a dtype policy in place of `auto`, the same on all workers."""
+    if config.precision != "auto":
+        return config
+    chosen = folder.chosen_precision(type(config))
+    if chosen is None:
+        chosen = choose_precision(log)
+        votes = distribution.gather(strategy, int(chosen == "mixed_bfloat16"))
+        chosen = "mixed_bfloat16" if all(votes) else "float32"
+    return dataclasses.replace(config, precision=chosen)
+
+
 def _worth_compiling(replicas):
     """Whether XLA helps the step.
 
@@ -260,7 +296,7 @@ def _segments(first, last, steps_per_epoch):
 def _steps_per_execution(wanted, segments, steps_per_epoch):
     """Steps per call of the compiled graph, a divisor of every part of an epoch."""
     parts = [min(steps_per_epoch, last - first) for first, last in segments]
-    common = math.gcd(*parts)
+    common = math.gcd(*parts) or 1  # 0 if nothing is left to train
     if not wanted:
         most = _STEPS_ON_GPU if tf.config.list_physical_devices("GPU") else 1
         return _largest_divisor(common, most)

@@ -1,0 +1,290 @@
+"""The tree of an image folder: which files are images, of which set and class."""
+
+import dataclasses
+import os
+import stat
+
+from ressl_keras.errors import UsageError, printable
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
+
+# Names of folders that are sets of images and never classes, ignoring case.
+_SPLITS = {
+    "train": ("train", "training"),
+    "test": ("test", "testing"),
+    "validation": ("val", "valid", "validation"),
+}
+# What operating systems and storage devices leave in folders, ignoring case.
+_FOREIGN = ("__macosx", "@eadir", "$recycle.bin", "system volume information")
+_FOREIGN += ("lost+found", "thumbs.db", "desktop.ini")
+
+
+@dataclasses.dataclass
+class Listing:
+    """Images of a folder, before any was read.
+
+    Attributes:
+        files: (path, class) of images to learn from, sorted; the class is empty for
+            images outside of class folders.
+        held_out: the same of the images that are never learned from; empty where the
+            folder has no such set.
+        names: names of the two sets' folders, empty without such folders.
+    """
+
+    files: list
+    held_out: list = dataclasses.field(default_factory=list)
+    names: tuple = ()
+
+
+def list_images(root, log=print):
+    """Finds the images of a folder.
+
+    Args:
+        root: the folder. Its sub-folders are `train` and `test` or `validation`, under
+            any of the usual names; else they are classes.
+        log: called with a line of text about what is ignored.
+
+    Returns:
+        A `Listing`.
+
+    Raises:
+        UsageError: if there is no such folder, it cannot be read, or the names of its
+            sub-folders have no single meaning.
+    """
+    if not root:
+        raise UsageError("--dataset=folder needs --data_dir, the folder of images.")
+    if not os.path.isdir(root):
+        raise UsageError(f"There is no folder {root}.")
+    splits = _find_splits(root, log)
+    folders = [os.path.join(root, name) for name in splits] if splits else [root]
+    paths, passed_over = _walk(folders)
+    if passed_over:
+        log(
+            f"{passed_over} links to images or folders that are listed already are "
+            "not followed."
+        )
+    found = [_with_classes(paths, folder, log) for folder in folders]
+    return Listing(*found, names=splits) if splits else Listing(found[0])
+
+
+def choose_classes(listing, log=print):
+    """Decides which images have labels, and which are held out.
+
+    Args:
+        listing: `Listing` of the readable images.
+        log: called with a line of text about what is ignored.
+
+    Returns:
+        Tuple of class names, files to learn from and files held out, lists of
+        (path, class). Without labels the first and the last are empty.
+    """
+    files, held_out = listing.files, listing.held_out
+    class_names = sorted({name for _, name in files} - {""})
+    if len(class_names) < 2:
+        if held_out:
+            log(f"{listing.names[1]} is not used: {listing.names[0]} has no classes.")
+        return [], files, []
+    loose = [path for path, name in files if not name]
+    if loose:
+        log(
+            f"Warning: {len(loose)} images outside of the class folders are ignored, "
+            f"such as {printable(loose[0])}."
+        )
+        files = [file for file in files if file[1]]
+    if len(listing.names) > 1 and held_out:
+        held_out = _of_known_classes(listing, class_names, log)
+        return (class_names if held_out else []), files, held_out
+    if len(listing.names) > 1:
+        log(
+            f"Warning: {listing.names[1]} has no readable image; every tenth image of "
+            f"{listing.names[0]} is held out instead."
+        )
+    # Without a set of its own, every tenth image of the sorted list is held out, in
+    # training and in evaluation alike.
+    held_out = files[9::10]
+    if not held_out:
+        log("Fewer than ten images: none is held out to evaluate the encoder on.")
+        return [], files, []
+    return class_names, [f for i, f in enumerate(files) if i % 10 != 9], held_out
+
+
+def _of_known_classes(listing, class_names, log):
+    """The held-out files of classes to learn from; says what is left out."""
+    train, test = listing.names
+    tested = {name for _, name in listing.held_out}
+    known = [file for file in listing.held_out if file[1] in class_names]
+    if not known:
+        log(
+            f"Warning: {train} and {test} have no class in common; {test} is ignored, "
+            "and the encoder is not evaluated."
+        )
+        return []
+    unknown = tested.difference(class_names)
+    if unknown:
+        log(
+            f"Warning: {len(listing.held_out) - len(known)} images of {test} are "
+            f"ignored, since {train} lacks their classes: {_listed(unknown)}."
+        )
+    untested = set(class_names) - tested
+    if untested:
+        log(f"Warning: {test} lacks classes of {train}: {_listed(untested)}.")
+    return known
+
+
+def _listed(names, most=5):
+    """Some names for a line of text."""
+    shown = [printable(name) or "(no folder)" for name in sorted(names)]
+    more = f" and {len(shown) - most} more" if len(shown) > most else ""
+    return ", ".join(shown[:most]) + more
+
+
+def _find_splits(root, log):
+    """Names of the folders to learn from and to evaluate on; empty for classes.
+
+    Raises:
+        UsageError: if the names have no single meaning.
+    """
+    folders = [entry.name for entry in _scan(root) if _is_folder(entry)]
+    found = {split: [] for split in _SPLITS}
+    for name in folders:
+        for split in found:
+            found[split] += [name] if _split_of(name) == split else []
+    for names in found.values():
+        if len(names) > 1:
+            raise UsageError(
+                f"{root} has {_listed(names)}, which mean the same; leave one of them."
+            )
+    chosen = [name for names in found.values() for name in names]
+    others = [name for name in folders if name not in chosen]
+    if not chosen:
+        return ()
+    if not found["train"] or (len(chosen) == 1 and others):
+        beside = f"beside {_listed(others)}" if found["train"] else "but no train"
+        raise UsageError(
+            f"{root} has {_listed(chosen)}, {beside}. Folders of this name are sets of "
+            "images, not classes: rename what is a class, or give the folder with the "
+            "images as --data_dir."
+        )
+    ignored = [*chosen[2:], *others]
+    if ignored:
+        log(f"Warning: ignored beside {_listed(chosen[:2])}: {_listed(ignored)}.")
+    return tuple(chosen[:2])
+
+
+def _split_of(name):
+    lowered = name.lower()
+    return next((split for split, names in _SPLITS.items() if lowered in names), None)
+
+
+def _with_classes(paths, folder, log):
+    """Sorted (path, class) of the paths below a folder: classes are its folders."""
+    inside = os.path.join(folder, "")
+    found, inner = [], set()
+    for path in sorted(path for path in paths if path.startswith(inside)):
+        head, *rest = path[len(inside) :].split(os.sep)
+        found.append((path, head if rest else ""))
+        if len(rest) > 1 and _split_of(rest[0]):
+            inner.add(os.path.join(head, rest[0]))
+    if inner:
+        log(
+            f"Warning: {_listed(inner)} are read as parts of their classes; sets are "
+            "looked for in --data_dir itself."
+        )
+    return found
+
+
+def _walk(folders):
+    """Paths of the image files below some folders; no folder and no file twice.
+
+    A link never leads to a folder above, or to one that was listed. Links come last,
+    so that what they point to keeps the place where it is.
+
+    Returns:
+        Tuple of the paths, and the number of links that were not followed.
+    """
+    seen = {place for folder in folders for place in _above(folder)}
+    seen.difference_update(map(_identity, folders))
+    waiting, links, files, file_links = list(folders)[::-1], [], [], []
+    passed_over = 0
+    while waiting or links:
+        links.sort(reverse=True)
+        linked = not waiting
+        folder = links.pop() if linked else waiting.pop()
+        place = _identity(folder)
+        if place in seen:
+            passed_over += linked
+            continue
+        seen.add(place)
+        for entry in _scan(folder):
+            if _is_folder(entry):
+                (links if entry.is_symlink() else waiting).append(entry.path)
+            elif entry.name.lower().endswith(SUFFIXES):
+                (file_links if entry.is_symlink() else files).append(entry)
+    # A named pipe or a device is not an image, and reading it may never end.
+    paths = [entry.path for entry in files if entry.is_file(follow_symlinks=False)]
+    others = _distinct_links(paths, [entry.path for entry in file_links])
+    return [*paths, *others], passed_over + len(file_links) - len(others)
+
+
+def _distinct_links(paths, links):
+    """Links to files that are neither listed nor linked to before.
+
+    One that leads nowhere is kept: it is an image that cannot be read.
+    """
+    if not links:
+        return []
+    seen = set(map(_identity, paths))
+    kept = []
+    for link in sorted(links):
+        try:
+            status = os.stat(link)
+        except OSError:
+            kept.append(link)
+            continue
+        place = status.st_dev, status.st_ino
+        if stat.S_ISREG(status.st_mode) and place not in seen:
+            seen.add(place)
+            kept.append(link)
+    return kept
+
+
+def _scan(folder):
+    """Entries of a folder by name, without hidden and foreign ones.
+
+    Raises:
+        UsageError: if it cannot be read.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(
+                (entry for entry in entries if not _is_foreign(entry.name)),
+                key=lambda entry: entry.name,
+            )
+    except OSError as error:
+        raise UsageError(
+            f"The folder {printable(folder)} cannot be read: {error.strerror}."
+        ) from error
+
+
+def _is_foreign(name):
+    return name.startswith(".") or name.lower() in _FOREIGN
+
+
+def _is_folder(entry):
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _identity(path):
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def _above(folder):
+    """Identities of the folders that a folder is in."""
+    path = os.path.realpath(folder)
+    while path != os.path.dirname(path):
+        path = os.path.dirname(path)
+        yield _identity(path)

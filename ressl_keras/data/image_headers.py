@@ -1,0 +1,108 @@
+"""How large an encoded image is, read from its header in a graph, without decoding.
+
+A file of some hundred kilobytes can declare an image of gigabytes.
+"""
+
+import tensorflow as tf
+
+
+def pixel_count(encoded):
+    """Pixels that decoding an image allocates, as its header declares them.
+
+    Of an animation the decoder keeps all frames at one byte a pixel, and one of them
+    at three; so it counts as its largest frame, or as a third of all its frames if that
+    is more.
+
+    Args:
+        encoded: scalar string tensor, the bytes of a JPEG, PNG, GIF or BMP file.
+
+    Returns:
+        Scalar int64 tensor; 0 for anything else, which the decoder refuses.
+    """
+    start = tf.strings.substr(encoded, 0, 26)
+    length = tf.strings.length(encoded)
+
+    def is_like(signature, at_least):
+        same = tf.strings.substr(start, 0, len(signature)) == signature
+        return same & (length >= at_least)
+
+    return tf.case(
+        [
+            (is_like(b"\x89PNG\r\n\x1a\n", 24), lambda: _png_pixels(start)),
+            (is_like(b"GIF8", 13), lambda: _gif_pixels(encoded)),
+            (is_like(b"BM", 26), lambda: _bmp_pixels(start)),
+            (is_like(b"\xff\xd8\xff", 3), lambda: _jpeg_pixels(encoded)),
+        ],
+        default=lambda: tf.constant(0, tf.int64),
+    )
+
+
+def _png_pixels(start):
+    sides = _bytes_of(start, 16, 8)
+    return _big_endian(sides[:4]) * _big_endian(sides[4:])
+
+
+def _bmp_pixels(start):
+    # A negative height says that the rows come from the top.
+    sides = tf.io.decode_raw(tf.strings.substr(start, 18, 8), tf.int32)
+    sides = tf.abs(tf.cast(sides, tf.int64))
+    return sides[0] * sides[1]
+
+
+def _jpeg_pixels(encoded):
+    shape = tf.cast(tf.io.extract_jpeg_shape(encoded), tf.int64)
+    return shape[0] * shape[1]
+
+
+def _gif_pixels(encoded):
+    """Follows the blocks of the file, whose lengths stand before them."""
+    # With room behind the end, so that nothing there needs a test of its own.
+    content = tf.io.decode_raw(encoded, tf.uint8)
+    content = tf.cast(tf.pad(content, [[0, 16]]), tf.int64)
+    end = tf.cast(tf.strings.length(encoded), tf.int64)
+
+    def color_table(flags):
+        return tf.where(flags >= 128, 3 * 2 ** (flags % 8 + 1), 0)
+
+    def block(position, largest, total):
+        kind = content[position]
+        sides = content[position + 5 : position + 9]
+        pixels = (sides[0] + 256 * sides[1]) * (sides[2] + 256 * sides[3])
+        is_image, is_extension = kind == 0x2C, kind == 0x21
+        pixels = tf.where(is_image, pixels, 0)
+        # An image's ten bytes, its colours and one byte more; an extension's two bytes.
+        after = position + 11 + color_table(content[position + 9])
+        after = tf.where(is_image, after, position + 2)
+        # What is neither ends the file.
+        after = tf.where(
+            is_image | is_extension, _after_parts(content, after, end), end
+        )
+        return after, tf.maximum(largest, pixels), total + pixels
+
+    first = 13 + color_table(content[10])
+    zero = tf.constant(0, tf.int64)
+    _, largest, total = tf.while_loop(
+        lambda position, *_: position < end, block, (first, zero, zero)
+    )
+    return tf.maximum(largest, total // 3)
+
+
+def _after_parts(content, position, end):
+    """Position behind a chain of parts, each with its length in front, the last 0."""
+
+    def more(position):
+        return (position < end) & (content[tf.minimum(position, end)] > 0)
+
+    (position,) = tf.while_loop(
+        more, lambda position: (position + content[position] + 1,), (position,)
+    )
+    return position + 1
+
+
+def _bytes_of(text, start, count):
+    part = tf.io.decode_raw(tf.strings.substr(text, start, count), tf.uint8)
+    return tf.cast(part, tf.int64)
+
+
+def _big_endian(digits):
+    return tf.reduce_sum(digits * tf.constant([2**24, 2**16, 2**8, 1], tf.int64))

@@ -1,0 +1,260 @@
+"""Files that vanish, are cut or have odd names, from the folder to the report."""
+
+import os
+import shutil
+import signal
+
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+
+from ressl_keras import UsageError
+from ressl_keras.commands import train
+from ressl_keras.config import Config
+from ressl_keras.data import checking
+from ressl_keras.data.datasets import load_dataset
+from ressl_keras.encoders.encoder import load_encoder
+from ressl_keras.run_folder import RunFolder
+from ressl_keras.training import build, checkpoints
+from ressl_keras.training.pretrain import pretrain
+
+SETTINGS = {
+    "batch_size": 4,
+    "queue_size": 8,
+    "width": 4,
+    "hidden_dim": 8,
+    "embedding_dim": 4,
+    "image_size": 8,
+    "epochs": 3,
+    "warmup_epochs": 0,
+}
+SIZES = ((9, 12), (12, 9))  # two, so that the images stay in their files
+
+
+@pytest.fixture(autouse=True)
+def tiny_backbone(monkeypatch):
+    monkeypatch.setattr(build, "build_backbone", tiny.build_backbone)
+
+
+def draw(folder, names, random):
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, name in enumerate(names):
+        pixels = random.integers(0, 256, [*SIZES[i % 3 % 2], 3]).astype(np.uint8)
+        Image.fromarray(pixels).save(os.path.join(os.fsencode(folder), name), "PNG")
+
+
+@pytest.fixture
+def images(tmp_path, random):
+    """Two classes of twenty images."""
+    for name in ("cats", "dogs"):
+        draw(tmp_path / "images" / name, [b"%02d.png" % i for i in range(20)], random)
+    return tmp_path / "images"
+
+
+class Breaks:
+    """Breaks a file once a step is done, as somebody beside the run would."""
+
+    def __new__(cls, step, action):
+        import keras
+
+        class Callback(keras.callbacks.Callback):
+            def on_train_batch_end(self, batch, logs=None):
+                if int(self.model.step.numpy()) == step:
+                    action()
+
+        return Callback()
+
+
+def cut(path):
+    with open(path, "r+b") as file:
+        file.truncate(60)
+
+
+def run(images, workdir, callbacks=(), **settings):
+    dataset = load_dataset("folder", str(images), log=lambda line: None)
+    config = Config(**{**SETTINGS, "knn_every": 0, **settings})
+    pretrain(
+        dataset,
+        workdir,
+        config,
+        callbacks=callbacks,
+        verbose=False,
+        log=lambda line: None,
+    )
+    return dataset
+
+
+@pytest.mark.parametrize(
+    "action, words", [(os.remove, "is not there any more"), (cut, "cannot be decoded")]
+)
+def test_an_image_that_breaks_in_training_is_named_and_the_state_saved(
+    action, words, images, tmp_path
+):
+    """The file is one of the second epoch; without checkpoints in between."""
+    victim = images / "dogs" / "07.png"
+    kept = victim.read_bytes()
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(UsageError) as caught:
+        run(images, tmp_path / "run", [Breaks(3, lambda: action(victim))])
+    message = str(caught.value)
+    assert message.startswith(f"{victim} {words}") and "\n" not in message
+    step = checkpoints.last_step(tmp_path / "run" / "checkpoints")
+    assert 3 < step <= 18 and f"Step {step} is saved." in message
+    assert signal.getsignal(signal.SIGTERM) == handler
+
+    # Put back, the run goes on and ends as one that nothing happened to.
+    victim.write_bytes(kept)
+    run(images, tmp_path / "run")
+    run(images, tmp_path / "other")
+    for one, other in zip(*map(weights, (tmp_path / "run", tmp_path / "other"))):
+        np.testing.assert_array_equal(one, other)
+
+
+def weights(folder):
+    import keras
+
+    return keras.models.load_model(folder / "encoder.keras").get_weights()
+
+
+def test_an_image_that_breaks_before_an_evaluation_is_named(images, tmp_path):
+    victim = images / "cats" / "09.png"  # held out: only kNN reads it
+    breaks = Breaks(5, lambda: victim.unlink(missing_ok=True))
+    with pytest.raises(UsageError, match=r"09\.png is not there any more"):
+        run(images, tmp_path / "run", [breaks], knn_every=1)
+
+
+def test_without_the_check_a_broken_image_is_named_too(images, tmp_path):
+    cut(images / "dogs" / "03.png")
+    dataset = load_dataset("folder", str(images), check=False, log=lambda line: None)
+    with pytest.raises(UsageError, match=r"03\.png cannot be decoded"):
+        pretrain(dataset, tmp_path, Config(**SETTINGS), verbose=False)
+
+
+def test_other_errors_are_left_as_they_are(images):
+    import tensorflow as tf
+
+    paths = [str(path) for path in images.rglob("*.png")]
+    error = tf.errors.InvalidArgumentError(None, None, "of the network")
+    with (
+        pytest.raises(tf.errors.InvalidArgumentError, match="of the network"),
+        checking.naming_unreadable(paths),
+    ):
+        raise error
+
+
+@pytest.fixture
+def odd(tmp_path, random):
+    """Classes and files whose names are no UTF-8 or hold line breaks and tabs."""
+    for name in (b"caf\xe9", b"a\tb\nc"):
+        folder = tmp_path / "odd" / os.fsdecode(name)
+        draw(folder, [b"\xff%02d.png" % i for i in range(20)], random)
+    (tmp_path / "odd" / os.fsdecode(b"caf\xe9\xe9/")).mkdir()
+    broken = tmp_path / "odd" / os.fsdecode(b"caf\xe9/\xfebroken.png")
+    broken.write_bytes(b"nothing")
+    return tmp_path / "odd"
+
+
+def test_names_that_are_no_utf8_go_through_the_whole_command(odd, tmp_path, capsys):
+    settings = {**SETTINGS, "epochs": 1}
+    options = train.TrainOptions(
+        strategy="one_device",
+        dataset="folder",
+        data_dir=str(odd),
+        workdir=str(tmp_path / "run"),
+        **settings,
+    )
+    train.run(options)
+    output = capsys.readouterr().out
+    output.encode("utf-8")  # any terminal takes it
+    assert "1 unreadable images skipped" in output
+    folder = RunFolder(tmp_path / "run")
+    with open(folder.skipped, "rb") as file:
+        assert file.read() == os.fsencode(odd) + b"/caf\xe9/\xfebroken.png\n"
+    with open(folder.report, encoding="utf-8") as file:
+        assert "caf\\udce9" in file.read()
+
+
+DAMAGES = {
+    "empty": lambda path: path.write_bytes(b""),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "binary": lambda path: path.write_bytes(bytes(range(256)) * 4),
+    "list": lambda path: path.write_text("[1, 2]"),
+    "nested": lambda path: path.write_text("[" * 100000),
+    "flipped": lambda path: path.write_bytes(flipped(path.read_bytes())),
+}
+
+
+def flipped(content):
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :]
+
+
+def options_of(root, workdir, epochs):
+    return train.TrainOptions(
+        strategy="one_device",
+        dataset="folder",
+        data_dir=str(root / "images"),
+        workdir=str(workdir),
+        evaluate=False,
+        **{**SETTINGS, "epochs": epochs, "knn_every": 0},
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A folder with images and a run of the command that ended."""
+    root = tmp_path_factory.mktemp("finished")
+    random = np.random.default_rng(0)
+    for name in ("cats", "dogs"):
+        draw(root / "images" / name, [b"%02d.png" % i for i in range(20)], random)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "build_backbone", tiny.build_backbone)
+        train.run(options_of(root, root / "run", epochs=1))
+    return root
+
+
+# With one epoch it is finished, with two there is one more to train.
+@pytest.mark.parametrize("damage, epochs", [("empty", 1), ("flipped", 1), ("cut", 2)])
+def test_damaged_side_files_stop_no_later_start(
+    damage, epochs, finished, tmp_path, capsys
+):
+    folder = tmp_path / "run"
+    shutil.copytree(finished / "run", folder)
+    for name in ("views.png", "encoder.json", "metrics.csv", "encoder.keras"):
+        DAMAGES[damage](folder / name)
+    capsys.readouterr()
+    train.run(options_of(finished, folder, epochs))
+    output = capsys.readouterr().out
+    assert "Traceback" not in output and "There is no report" not in output
+    files = RunFolder(folder)
+    load_encoder(files.encoder)
+    assert (f"{folder}/encoder.keras is damaged" in output) == (epochs == 1)
+    if epochs == 2:
+        assert files.read_metrics()[-1]["epoch"] == "2" and files.has_views()
+    for path in (files.views, files.metrics, files.description):
+        name = os.path.basename(path)
+        said = f"{path} is damaged and set aside as" in output
+        assert (folder / f"damaged-{name}").exists() == said
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_readers_of_the_folder_take_damaged_files_as_absent(
+    damage, tmp_path, capsys, random
+):
+    files = RunFolder(tmp_path)
+    files.write_metrics([{"epoch": i, "step": i, "loss": 0.5} for i in range(1, 40)])
+    Image.fromarray(random.integers(0, 256, [40, 40, 3]).astype(np.uint8)).save(
+        files.views
+    )
+    (tmp_path / "encoder.json").write_text('{"dataset": "folder /home/me/mine"}')
+    assert len(files.read_metrics()) == 39 and files.has_views()
+    assert files.dataset_name() == "folder mine"
+    for name in ("views.png", "encoder.json", "metrics.csv"):
+        DAMAGES[damage](tmp_path / name)
+    assert not files.has_views()
+    assert files.dataset_name() in (None, "folder mine")
+    files.last_metric("loss")
+    aside = [path.name for path in tmp_path.glob("damaged-*")]
+    assert "damaged-views.png" in aside
+    assert capsys.readouterr().out.count("is damaged and set aside as") == len(aside)

@@ -1,0 +1,221 @@
+"""Trees of images as people have them: links, split folders, hidden and odd names."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ressl_keras import UsageError
+from ressl_keras.data import checking, folders
+from ressl_keras.data.datasets import load_dataset
+
+COUNTS = {"train/cats": 6, "train/dogs": 6, "test/cats": 3, "test/dogs": 3}
+
+
+def draw(folder, count, start=0, size=(12, 10)):
+    """Files of images, each of another colour."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(start, start + count):
+        Image.new("RGB", size, (i, 2 * i % 256, 99)).save(folder / f"{i:03}.png")
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A folder of train and test with two classes each."""
+    root, start = tmp_path / "above" / "tree", 0
+    for name, count in COUNTS.items():
+        draw(root / name, count, start)
+        start += count
+    return root
+
+
+def relative(root, listing):
+    """Names of the listed files below the root."""
+    files = [*listing.files, *listing.held_out]
+    return sorted(os.path.relpath(path, root) for path, _ in files)
+
+
+def listed(root):
+    lines = []
+    return folders.list_images(str(root), lines.append), lines
+
+
+def expected(root):
+    """The regular files, as `find -type f` would list them."""
+    return sorted(str(p.relative_to(root)) for p in root.rglob("*.png"))
+
+
+@pytest.mark.parametrize("target", [".", "..", "../..", "../../..", "/"])
+def test_a_link_to_a_folder_above_is_not_followed(target, tree):
+    files = expected(tree)
+    (tree / "train" / "again").symlink_to(target)
+    (tree / "test" / "dogs" / "again").symlink_to(target)
+    listing, lines = listed(tree)
+    assert relative(tree, listing) == files
+    assert len(lines) == 1 and lines[0].startswith("2 links")
+
+
+def test_two_links_to_each_other_end(tree):
+    files = expected(tree)
+    (tree / "train" / "one").symlink_to(tree / "train" / "two")
+    (tree / "train" / "two").symlink_to(tree / "train" / "one")
+    (tree / "train" / "self.png").symlink_to(tree / "train" / "self.png")
+    listing, _ = listed(tree)
+    assert relative(tree, listing) == sorted([*files, "train/self.png"])
+
+
+def test_a_folder_linked_twice_is_listed_where_it_is(tree):
+    files = expected(tree)
+    # By name both come before what they point to.
+    (tree / "train" / "a").symlink_to(tree / "train" / "cats")
+    (tree / "test" / "a").symlink_to(tree / "train" / "dogs")
+    listing, lines = listed(tree)
+    assert relative(tree, listing) == files
+    assert {name for _, name in listing.files} == {"cats", "dogs"}
+    assert lines[0].startswith("2 links")
+
+
+def test_train_and_test_may_be_links_and_never_share_an_image(tree, tmp_path):
+    root = tmp_path / "linked"
+    root.mkdir()
+    (root / "train").symlink_to(tree / "train")
+    (root / "test").symlink_to(tree / "train" / "dogs")
+    (root / "train" / "more").symlink_to(root / "test")
+    listing, _ = listed(root)
+    train, test = (
+        {os.path.realpath(path) for path, _ in files}
+        for files in (listing.files, listing.held_out)
+    )
+    assert not train & test
+    assert len(train | test) == 12 == len(listing.files) + len(listing.held_out)
+
+
+def test_a_link_to_elsewhere_is_followed_once(tree, tmp_path):
+    draw(tmp_path / "elsewhere" / "inner", 4)
+    for name in ("birds", "crows"):
+        (tree / "train" / name).symlink_to(tmp_path / "elsewhere")
+    listing, _ = listed(tree)
+    birds = [path for path, name in listing.files if name == "birds"]
+    assert len(birds) == 4 and not [n for _, n in listing.files if n == "crows"]
+
+
+def test_links_to_files_count_once_and_those_that_lead_nowhere_are_skipped(tree):
+    files = expected(tree)
+    (tree / "train" / "cats" / "again.png").symlink_to(tree / "test/dogs/015.png")
+    (tree / "train" / "cats" / "lost.png").symlink_to(tree / "nowhere.png")
+    (tree / "train" / "cats" / "device.png").symlink_to("/dev/zero")
+    os.mkfifo(tree / "train" / "cats" / "pipe.png")
+    listing, _ = listed(tree)
+    assert relative(tree, listing) == sorted([*files, "train/cats/lost.png"])
+    dataset = load_dataset("folder", str(tree), log=lambda line: None)
+    assert dataset.skipped == [str(tree / "train" / "cats" / "lost.png")]
+
+
+@pytest.mark.parametrize("train", ["train", "Train", "TRAINING", "training"])
+@pytest.mark.parametrize("test", ["test", "Testing", "VAL", "valid", "Validation"])
+def test_split_folders_are_known_by_any_usual_name(train, test, tree):
+    os.rename(tree / "train", tree / train)
+    os.rename(tree / "test", tree / test)
+    lines = []
+    dataset = load_dataset("folder", str(tree), log=lines.append)
+    assert dataset.class_names == ["cats", "dogs"] and not lines
+    assert (len(dataset.train), len(dataset.test)) == (12, 6)
+    reds = np.sort(dataset.test.images.numpy()[:, 0, 0, 0])
+    np.testing.assert_array_equal(reds, range(12, 18))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (("mkdir", "Training"), "Training, train, which mean the same"),
+        (("remove", "train"), "test, but no train"),
+        (("rename", "test", "birds"), "train, beside birds"),
+    ],
+)
+def test_split_names_without_a_single_meaning_are_refused(change, message, tree):
+    action, *names = change
+    if action == "mkdir":
+        draw(tree / names[0] / "cats", 1)
+    elif action == "remove":
+        shutil.rmtree(tree / names[0])
+    else:
+        os.rename(*(tree / name for name in names))
+    with pytest.raises(UsageError, match=message) as caught:
+        load_dataset("folder", str(tree))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_train_folder_alone_is_the_folder_of_the_classes(tree):
+    shutil.rmtree(tree / "test")
+    dataset = load_dataset("folder", str(tree), log=lambda line: None)
+    assert dataset.class_names == ["cats", "dogs"]
+    assert (len(dataset.train), len(dataset.test)) == (11, 1)
+
+
+def test_what_is_ignored_is_said(tree):
+    draw(tree / "val" / "cats", 1)
+    draw(tree / "extra", 1)
+    draw(tree / "train", 2)
+    draw(tree / "train" / "birds", 2)
+    draw(tree / "test" / "cows", 2)
+    lines = []
+    dataset = load_dataset("folder", str(tree), log=lines.append)
+    assert dataset.class_names == ["birds", "cats", "dogs"]
+    assert (len(dataset.train), len(dataset.test)) == (14, 6)
+    text = "\n".join(lines)
+    assert "ignored beside test, train: extra, val" in text
+    assert "2 images outside of the class folders" in text
+    assert "2 images of test are ignored, since train lacks their classes: cows" in text
+    assert "test lacks classes of train: birds" in text
+
+
+def test_sets_without_a_class_in_common_are_said_and_not_judged(tree):
+    for name in ("cats", "dogs"):
+        os.rename(tree / "test" / name, tree / "test" / f"{name}2")
+    lines = []
+    dataset = load_dataset("folder", str(tree), log=lines.append)
+    assert not dataset.labelled and len(dataset.pretrain) == 12
+    assert "no class in common" in lines[0]
+
+
+def test_split_folders_deeper_down_are_pointed_out(tree):
+    draw(tree.parent / "other", 3)
+    lines = []
+    load_dataset("folder", str(tree.parent), log=lines.append)
+    assert "tree/test, tree/train are read as parts of their classes" in lines[0]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [".thumbnails", ".git", "__MACOSX", "@eaDir", "$RECYCLE.BIN", "Lost+Found"],
+)
+def test_folders_of_the_system_are_no_classes(name, tree):
+    files = expected(tree)
+    for inside in ("", "train", "train/cats"):
+        draw(tree / inside / name, 2)
+    shutil.copy(tree / "train/cats/000.png", tree / "train/cats/._000.png")
+    listing, lines = listed(tree)
+    assert relative(tree, listing) == files and not lines
+
+
+def test_a_folder_that_may_not_be_read_is_one_line(tree, monkeypatch):
+    def scan(path):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "scandir", scan)  # root may read everything
+    with pytest.raises(UsageError, match="cannot be read: Permission denied"):
+        load_dataset("folder", str(tree))
+
+
+def test_the_check_says_how_far_it_is(tree):
+    (tree / "train/cats/000.png").write_bytes(b"")
+    paths = [str(path) for path in sorted(tree.rglob("*.png"))]
+    seconds, lines = iter(range(0, 1000, 3)), []
+    sizes = checking.sizes(paths, lines.append, lambda: next(seconds), every=10)
+    assert lines == [f"Checked {n} of 18 images." for n in (4, 8, 12, 16)]
+    assert [path for path, size in sizes.items() if size is None] == [
+        str(tree / "train/cats/000.png")
+    ]
+    assert set(sizes.values()) == {(10, 12), None}
