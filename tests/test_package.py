@@ -1,6 +1,7 @@
 """The package as others import it."""
 
 import importlib
+import inspect
 import json
 import pathlib
 import subprocess
@@ -19,6 +20,7 @@ Config FeatureQueue InfoNCE ReSSL Relation SGD UsageError View WarmUp build_back
 build_projector encode evaluate export_encoder load_dataset load_encoder losses
 pretrain strong_view views warmup_cosine weak_view
 """
+WHOLE = {"losses", "views"}  # modules
 # Each package may import those at its right, and the modules beside them.
 ORDER = ["commands", "training", "evaluation", "encoders", "data", "augmentation"]
 BELOW = {"method": {"augmentation"}, "data": {"augmentation"}, "augmentation": set()}
@@ -149,3 +151,14 @@ def test_every_module_says_what_it_is():
     for path in (ROOT / "ressl_keras").rglob("*.py"):
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
         assert importlib.import_module(name.removesuffix(".__init__")).__doc__
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in PUBLIC.split() if name[0].islower() and name not in WHOLE]
+)
+def test_public_functions_have_type_hints(name):
+    signature = inspect.signature(getattr(ressl_keras, name))
+    assert signature.return_annotation is not inspect.Signature.empty
+    for parameter in signature.parameters.values():
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD:
+            assert parameter.annotation is not inspect.Parameter.empty, parameter

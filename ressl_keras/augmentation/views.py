@@ -11,6 +11,8 @@ Example:
 TensorShape([8, 32, 32, 3])
 """
 
+from collections.abc import Sequence
+
 import tensorflow as tf
 
 from ressl_keras.augmentation import image_ops
@@ -148,7 +150,7 @@ def resized_crop(images, boxes, size, flip=False):
     return _on_planes(image_ops.resized_crop, images, boxes, size, flip)
 
 
-def weak_view(size, scale=(0.2, 1.0), **kwargs):
+def weak_view(size: int, scale: Sequence[float] = (0.2, 1.0), **kwargs) -> View:
     """The teacher's view: random resized crop and flip.
 
     Args:
@@ -168,7 +170,7 @@ def weak_view(size, scale=(0.2, 1.0), **kwargs):
     return View([RandomResizedCropAndFlip(size, scale)], **kwargs)
 
 
-def strong_view(size, scale=(0.2, 1.0), **kwargs):
+def strong_view(size: int, scale: Sequence[float] = (0.2, 1.0), **kwargs) -> View:
     """The student's view: the weak view and then jitter, grayscale and blur.
 
     Args:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -52,13 +53,13 @@ class Dataset:
 
 
 def load_dataset(
-    name,
-    data_dir=None,
-    download=True,
-    check=True,
-    memory_limit=4 * 2**30,
-    log=print,
-):
+    name: str,
+    data_dir: str | None = None,
+    download: bool = True,
+    check: bool = True,
+    memory_limit: int = 4 * 2**30,
+    log: Callable[[str], object] = print,
+) -> Dataset:
     """Loads a data set.
 
     Args:

@@ -1,5 +1,7 @@
 """Embedding many images, in memory or into a file."""
 
+import os
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -31,7 +33,13 @@ def batches_of(images, size, batch_size=256):
         yield batch["image"] if isinstance(batch, dict) else batch
 
 
-def encode(images, encoder, path=None, batch_size=256, verbose=1):
+def encode(
+    images: object,
+    encoder: keras.Model,
+    path: str | os.PathLike | None = None,
+    batch_size: int = 256,
+    verbose: int = 1,
+) -> int | np.ndarray:
     """Embeds images batch by batch, in memory or into a file.
 
     With `path`, neither images nor embeddings need to fit into memory, and the file

@@ -127,7 +127,7 @@ def commit():
     return described.stdout.strip()
 
 
-def load_encoder(path, preprocessing="none"):
+def load_encoder(path: str | os.PathLike, preprocessing: str = "none") -> keras.Model:
     """Reads an encoder, made here or elsewhere.
 
     A `.keras` file may come from a stranger, since no code in it is run. A SavedModel

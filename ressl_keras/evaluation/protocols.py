@@ -7,10 +7,12 @@ features are far above chance, and an accuracy alone says little.
 import dataclasses
 import os
 import time
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
 
+from ressl_keras.data.datasets import Dataset
 from ressl_keras.data.images import StreamedImages, stratified
 from ressl_keras.encoders.encoder import is_frozen
 from ressl_keras.errors import UsageError, closest
@@ -56,19 +58,19 @@ def untrained(encoder):
 
 
 def evaluate(
-    encoder,
-    dataset,
-    protocols=("knn", "linear"),
+    encoder: keras.Model,
+    dataset: Dataset,
+    protocols: Sequence[str] = ("knn", "linear"),
     *,
-    label_fraction=1.0,
-    probe="fast",
-    finetune_epochs=None,
-    seed=0,
-    cache=None,
-    picture="neighbours.png",
-    predictions=None,
-    log=print,
-):
+    label_fraction: float = 1.0,
+    probe: str = "fast",
+    finetune_epochs: int | None = None,
+    seed: int = 0,
+    cache: str | None = None,
+    picture: str = "neighbours.png",
+    predictions: Predictions | None = None,
+    log: Callable[[str], object] = print,
+) -> dict[str, dict]:
     """Judges an encoder, beside the same encoder untrained.
 
     Args:

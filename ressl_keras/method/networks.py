@@ -30,7 +30,12 @@ def backbone_names():
     return sorted([*_SMALL_RESNETS, *_RESNETS, *_applications()])
 
 
-def build_backbone(name, input_shape, width=64, synchronized=False):
+def build_backbone(
+    name: str,
+    input_shape: tuple[int | None, int | None, int],
+    width: int = 64,
+    synchronized: bool = False,
+) -> keras.Model:
     """Builds a randomly initialised encoder.
 
     Args:
@@ -169,7 +174,9 @@ def _synchronize(backbone):
     return keras.models.clone_model(backbone, clone_function=synchronized)
 
 
-def build_projector(input_dim, hidden_dim, output_dim):
+def build_projector(
+    input_dim: int, hidden_dim: int, output_dim: int
+) -> keras.Sequential:
     """The two-layer head between features and embeddings.
 
     Args:

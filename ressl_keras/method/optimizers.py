@@ -36,7 +36,9 @@ class SGD(keras.optimizers.SGD):
         return {**super().get_config(), "l2": self.l2}
 
 
-def warmup_cosine(peak, total_steps, warmup_steps=0):
+def warmup_cosine(
+    peak: float, total_steps: int, warmup_steps: int = 0
+) -> keras.optimizers.schedules.CosineDecay:
     """Linear warm-up to `peak`, then cosine decay to zero.
 
     Args:

@@ -1,5 +1,8 @@
 """Exporting the encoder of a run, finished or not."""
 
+import os
+from collections.abc import Callable, Sequence
+
 from ressl_keras.config import MAX_PIXELS, Config
 from ressl_keras.encoders.encoder import load_encoder
 from ressl_keras.encoders.export import check_formats, save_all
@@ -12,16 +15,16 @@ NETWORKS = ("student", "teacher")
 
 
 def export_encoder(
-    workdir,
-    network="student",
-    with_projector=False,
-    normalize=False,
-    formats=(),
-    warmup=None,
-    image_size=None,
-    log=print,
-    max_pixels=MAX_PIXELS,
-):
+    workdir: str | os.PathLike,
+    network: str = "student",
+    with_projector: bool = False,
+    normalize: bool = False,
+    formats: Sequence[str] = (),
+    warmup: bool | None = None,
+    image_size: int | None = None,
+    log: Callable[[str], object] = print,
+    max_pixels: int = MAX_PIXELS,
+) -> str:
     """Exports the encoder of a run from its last checkpoint.
 
     Writes `encoder.keras`, `encoder.json`, the next version of the SavedModel in

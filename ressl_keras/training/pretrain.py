@@ -4,12 +4,15 @@ import dataclasses
 import functools
 import itertools
 import math
+import os
+from collections.abc import Callable, Sequence
 
 import keras
 import tensorflow as tf
 
 from ressl_keras.config import Config
 from ressl_keras.data.checking import naming_unreadable
+from ressl_keras.data.datasets import Dataset
 from ressl_keras.data.images import StreamedImages
 from ressl_keras.data.pipeline import InputTimer, files_of_steps, training_batches
 from ressl_keras.encoders.export import save_all
@@ -42,15 +45,15 @@ _STEPS_ON_GPU = 16
 
 
 def pretrain(
-    dataset,
-    workdir,
-    config=Config(),  # noqa: B008, it is immutable
+    dataset: Dataset,
+    workdir: str | os.PathLike,
+    config: Config = Config(),  # noqa: B008, it is immutable
     *,
-    strategy=None,
-    callbacks=(),
-    verbose=True,
-    log=print,
-):
+    strategy: tf.distribute.Strategy | None = None,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    verbose: bool = True,
+    log: Callable[[str], object] = print,
+) -> str:
     """Pretrains an encoder, or resumes an interrupted run with the same settings.
 
     Args:
