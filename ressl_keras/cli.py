@@ -84,11 +84,8 @@ def define_flags(options_class, values):
 
 def options_of(options_class, values):
     """The options that the flags stand for."""
-    return options_class(**{name: values[name].value for name in _names(options_class)})
-
-
-def _names(options_class):
-    return list(settings_of(options_class))
+    names = settings_of(options_class)
+    return options_class(**{name: values[name].value for name in names})
 
 
 class _Parser(flags.ArgumentParser):

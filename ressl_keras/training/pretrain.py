@@ -149,7 +149,7 @@ class _Run:
 
         def likely():
             step = int(self.model.step.numpy())
-            steps = step, step + config.steps_per_execution
+            steps = step, step + self.model.steps_per_execution
             return files_of_steps(images, config.batch_size, config.seed, *steps)
 
         def before():
