@@ -259,6 +259,7 @@ def _first_mistake(lines, values):
             flag.parser.parse(value)
         except (ValueError, TypeError) as error:
             wanted = flag.parser.syntactic_help
+            wanted = "true or false" if flag.boolean else wanted
             wanted = f"must be {wanted}" if wanted else str(error)
             return f"{_at(location)}--{name}={value}: {wanted}."
     return None

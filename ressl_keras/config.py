@@ -259,3 +259,13 @@ class Config(Options):
             raise UsageError(
                 f"profile must be two ascending steps; got {first},{last}."
             )
+        if self.references == "queue" and self.queue_size < self.batch_size:
+            raise UsageError(
+                f"The queue of {self.queue_size} is smaller than the batch of "
+                f"{self.batch_size}."
+            )
+        if self.references == "batch" and self.batch_size < 2:
+            raise UsageError(
+                "references=batch needs a batch_size of at least 2: an image is not a "
+                "reference of itself."
+            )

@@ -2,9 +2,13 @@
 
 import contextlib
 import csv
+import dataclasses
+import errno
+import fcntl
 import json
 import os
 import shutil
+import socket
 import tempfile
 import zipfile
 import zlib
@@ -31,6 +35,7 @@ class RunFolder:
         views: picture of the augmented views, PNG.
         neighbours: picture of nearest neighbours, PNG.
         skipped: list of unreadable images, text.
+        lock: who trains or exports here, text; empty when nobody does.
         checkpoints: folder of checkpoints.
         tensorboard: folder of TensorBoard logs.
         export: folder of SavedModel versions.
@@ -47,6 +52,7 @@ class RunFolder:
         self.views = self._inside("views.png")
         self.neighbours = self._inside("neighbours.png")
         self.skipped = self._inside("skipped.txt")
+        self.lock = self._inside("lock.txt")
         self.checkpoints = self._inside("checkpoints")
         self.tensorboard = self._inside("tensorboard")
         self.export = self._inside("export")
@@ -72,6 +78,38 @@ class RunFolder:
             raise UsageError(
                 f"The work directory {self.path} cannot be written: {error.strerror}."
             ) from error
+
+    @contextlib.contextmanager
+    def locked(self):
+        """A context in which no other process trains or exports here.
+
+        The operating system holds the lock, also on network disks, and drops it when
+        the process ends in whatever way. The file only says who holds it.
+
+        Raises:
+            UsageError: if another process holds the lock.
+        """
+        with open(self.lock, "a+", encoding="utf-8", errors="replace") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                raise UsageError(
+                    f"{self.path} is in use by {holder}. Wait until it ends, or give "
+                    "another --workdir."
+                ) from None
+            except OSError as error:
+                if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                    raise
+                print(f"{self.path} cannot be locked; start no second run there.")
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+            try:
+                yield
+            finally:
+                file.truncate(0)
 
     def remove_leftovers(self):
         """Removes what interrupted writes left; call it where nobody else writes."""
@@ -112,19 +150,22 @@ class RunFolder:
         """Lines of the settings file; empty without one."""
         return read_lines(self.flags) if os.path.isfile(self.flags) else []
 
-    def check_config(self, config):
-        """Checks that a run here, if there is one, can be resumed with these settings.
+    def resumed(self, config):
+        """The settings to resume the run here with; None where there is none.
 
         Args:
-            config: `Config` or a subclass.
+            config: `Config` or a subclass. The precision `auto` becomes the one that
+                the run chose.
 
         Raises:
             UsageError: if the folder holds checkpoints of a run with other settings,
                 apart from those that a resumed run may change.
         """
         if not (self.is_run() and self.has_checkpoints()):
-            return
+            return None
         before = self.read_config(type(config))
+        if config.precision == "auto":
+            config = dataclasses.replace(config, precision=before.precision)
         then, now = [], []
         for name, known in settings_of(type(config)).items():
             old, new = getattr(before, name), getattr(config, name)
@@ -137,12 +178,7 @@ class RunFolder:
                 f"here {' '.join(now)}. Give another --workdir, or the flags of that "
                 "run."
             )
-
-    def chosen_precision(self, options_class):
-        """The dtype policy that the run here was started with, or None."""
-        if not (self.is_run() and self.has_checkpoints()):
-            return None
-        return self.read_config(options_class).precision
+        return config
 
     def write_config(self, config):
         """Writes the settings as a flagfile."""

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import math
 import numbers
+import os
 import types
 import typing
 
@@ -30,6 +31,7 @@ class Setting:
         choices: the values allowed, or empty.
         length: number of elements of a list, or None for any up to 16.
         required: whether a command refuses to run without it.
+        path: whether it is a path, where `~` stands for the user's home.
         name: name of the field.
         type: bool, int, float, str, or the type of a list's elements.
         listed: whether it is a list.
@@ -47,6 +49,7 @@ class Setting:
     choices: tuple = ()
     length: int | None = None
     required: bool = False
+    path: bool = False
     name: str = ""
     type: type = str
     listed: bool = False
@@ -99,6 +102,8 @@ class Setting:
         if not fits or (self.type is not bool and isinstance(value, bool)):
             raise ValueError(self.wanted)
         value = self.type(value)
+        if self.path:
+            value = os.path.expanduser(value)
         if self.type in (int, float) and not (
             math.isfinite(value)
             and (self.low is None or value >= self.low)

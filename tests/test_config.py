@@ -70,11 +70,25 @@ def test_a_run_resumes_with_the_defaults_of_settings_that_its_file_does_not_name
         "--width=8\n--teacher_temperature=4e-2\n--a_flag_of_the_past=3\n--nodownload\n"
     )
     folder = RunFolder(tmp_path)
-    folder.check_config(TrainOptions(width=8, epochs=7))
+    same = TrainOptions(width=8, epochs=7)
+    assert folder.resumed(same) == same
     with pytest.raises(UsageError) as refused:
-        folder.check_config(TrainOptions(width=8, queue_size=64, crops=(64, 32)))
+        folder.resumed(TrainOptions(width=8, queue_size=64, crops=(64, 32)))
     for part in ("there --no", "no --crops", "--queue_size=4096", "--crops=64,32"):
         assert part.replace("there --no", "there no") in str(refused.value)
+
+
+def test_a_folder_without_checkpoints_holds_no_run_to_resume(tmp_path):
+    (tmp_path / "flags.txt").write_text("--width=8\n")
+    assert RunFolder(tmp_path).resumed(TrainOptions(width=16)) is None
+
+
+def test_a_path_may_start_at_the_users_home(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    options = TrainOptions(workdir="~/runs", data_dir="~/images", dataset="~")
+    assert options.workdir == "/home/somebody/runs"
+    assert options.data_dir == "/home/somebody/images"
+    assert options.dataset == "~"
 
 
 def test_a_damaged_settings_file_is_named(tmp_path):

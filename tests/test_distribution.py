@@ -65,7 +65,7 @@ def start(command, workers=0):
     return processes
 
 
-def run(folder, strategy="one_device", devices=1, workers=0, stop=20):
+def run(folder, strategy="one_device", devices=0, workers=0, stop=20):
     command = [sys.executable, PROGRAM, folder, strategy, str(devices), str(stop)]
     for process in start(command, workers):
         _, errors = process.communicate(timeout=240)
@@ -173,7 +173,22 @@ def test_a_lost_worker_stops_the_others_with_a_clear_line(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["no json", "{}", '{"cluster": {}}', '{"cluster": 3}', "[1]"]
+    "text",
+    [
+        "no json",
+        "{}",
+        '{"cluster": {}}',
+        '{"cluster": 3}',
+        "[1]",
+        '{"cluster": {"worker": ["a:1", "b:1"]}}',
+        '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker"}}',
+        '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}',
+        '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": "0"}}',
+        '{"cluster": {"worker": ["a:1"]}, "task": {"type": "ps", "index": 0}}',
+        '{"cluster": {"worker": [1, 2]}, "task": {"type": "worker", "index": 0}}',
+        '{"cluster": {"worker": ["a:1"], "chief": ["b:1"]}, "task": '
+        '{"type": "worker", "index": 0}}',
+    ],
 )
 def test_a_malformed_tf_config_is_one_clear_line(text, monkeypatch):
     monkeypatch.setenv("TF_CONFIG", text)
@@ -185,6 +200,8 @@ def test_what_is_not_there_is_refused(monkeypatch):
     monkeypatch.delenv("TF_CONFIG", raising=False)
     with pytest.raises(UsageError, match="needs TF_CONFIG"):
         distribution.make_strategy("multi_worker")
+    with pytest.raises(UsageError, match=r"--devices=2 .* --strategy=one_device"):
+        distribution.make_strategy("one_device", 2)
     with pytest.raises(UsageError, match="Unknown strategy 'mirorred'"):
         distribution.make_strategy("mirorred")
 

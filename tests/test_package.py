@@ -6,12 +6,15 @@ import json
 import pathlib
 import subprocess
 import sys
+import tomllib
 
 import keras
 import numpy as np
 import pytest
 import tiny
 from conftest import ROOT
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import ressl_keras
 
@@ -52,6 +55,19 @@ def test_importing_the_package_imports_neither_tensorflow_nor_keras():
         "print([m for m in ('tensorflow', 'keras', 'absl') if m in sys.modules])\n"
     )
     assert python(program).stdout == "[]\n"
+
+
+def test_the_locked_packages_are_those_that_the_package_asks_for():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["cpu"], *extras["onnx"]]
+    wanted += [*extras["docs"], *extras["dev"]]
+    lines = (ROOT / ".ci" / "requirements.lock").read_text().splitlines()
+    pinned = dict(line.split()[0].split("==") for line in lines if "==" in line)
+    for requirement in map(Requirement, wanted):
+        version = pinned[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(version), f"{requirement}: run .ci/lock"
+    assert "\n    --hash=sha256:" in "\n".join(lines)
 
 
 def test_without_tensorflow_the_extra_is_named():

@@ -211,7 +211,7 @@ class CompareOptions(Options):
         None, "Training script. Default: ressl-train.", group="Runs"
     )
     workdir: str = setting(
-        "runs/comparison", "Folder of the runs.", group="Output", first=True
+        "runs/comparison", "Folder of the runs.", group="Output", first=True, path=True
     )
 
 

@@ -21,6 +21,7 @@ class DataOptions(Options):
         "The image folder, or the folder where TensorFlow Datasets keeps its data.",
         group="Data",
         first=True,
+        path=True,
         resumable=True,
     )
     download: bool = setting(

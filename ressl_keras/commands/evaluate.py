@@ -31,6 +31,7 @@ class EvaluateOptions(DataOptions):
         group="Encoder",
         first=True,
         required=True,
+        path=True,
     )
     preprocessing: str = setting(
         "none",
@@ -82,6 +83,7 @@ class EvaluateOptions(DataOptions):
         "JSON file to write. Default: evaluation.json beside the encoder.",
         group="Output",
         first=True,
+        path=True,
     )
     feature_cache: str | None = setting(
         None, "Folder that keeps extracted features for the next time.", group="Output"

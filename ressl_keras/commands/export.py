@@ -19,7 +19,7 @@ class ExportOptions(Options):
     """Flags of the command."""
 
     workdir: str = setting(
-        None, "Folder of the run.", group="Run", first=True, required=True
+        None, "Folder of the run.", group="Run", first=True, required=True, path=True
     )
     network: str = setting(
         "student",

@@ -51,6 +51,7 @@ class TrainOptions(DataOptions, Config):
         group="Output",
         first=True,
         resumable=True,
+        path=True,
     )
     preview: bool = setting(
         False,
@@ -103,6 +104,7 @@ def run(options):
     from ressl_keras.data import checking, datasets
     from ressl_keras.evaluation import judgement
     from ressl_keras.training import distribution
+    from ressl_keras.training.memory import check_memory
     from ressl_keras.training.pretrain import pretrain
     from ressl_keras.training.preview import preview
 
@@ -114,6 +116,10 @@ def run(options):
     folder = RunFolder(options.workdir)
     if chief:
         folder.prepare()
+    if not options.preview:
+        # Refused before data are loaded; `pretrain` asks again.
+        check_memory(options)
+        folder.resumed(options)
     dataset = datasets.load_dataset(
         options.dataset,
         options.data_dir,

@@ -51,8 +51,7 @@ def make_plan(config, images, replicas=1):
         A `Plan`.
 
     Raises:
-        UsageError: if the sizes of data set, batch, queue and replicas do not fit
-            together.
+        UsageError: if the sizes of data set, batch and replicas do not fit together.
     """
     batch_size, count = config.batch_size, len(images)
     if batch_size > count:
@@ -64,16 +63,6 @@ def make_plan(config, images, replicas=1):
         raise UsageError(
             f"The batch of {batch_size} cannot be split over {replicas} replicas in "
             "equal parts."
-        )
-    if config.references == "queue" and config.queue_size < batch_size:
-        raise UsageError(
-            f"The queue of {config.queue_size} is smaller than the batch of "
-            f"{batch_size}."
-        )
-    if config.references == "batch" and batch_size < 2:
-        raise UsageError(
-            "references=batch needs a batch_size of at least 2: an image is not a "
-            "reference of itself."
         )
     steps_per_epoch = count // batch_size
     return Plan(

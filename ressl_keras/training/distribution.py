@@ -32,6 +32,11 @@ def make_strategy(name="auto", devices=0):
     workers = worker_count()
     if name == "auto":
         name = "multi_worker" if workers > 1 else "mirrored"
+    if devices and name != "mirrored":
+        raise UsageError(
+            f"--devices={devices} is for the devices of one machine together, not for "
+            f"--strategy={name}."
+        )
     if name == "multi_worker":
         if workers == 0:
             raise UsageError(
@@ -63,18 +68,27 @@ def worker_count():
     """How many workers TF_CONFIG names; 0 without it.
 
     Raises:
-        UsageError: if TF_CONFIG is no JSON with a cluster of workers.
+        UsageError: if TF_CONFIG is no JSON with a cluster of workers and the index of
+            this one.
     """
     text = os.environ.get("TF_CONFIG")
     if not text:
         return 0
     try:
-        return len(json.loads(text)["cluster"]["worker"])
-    except (ValueError, KeyError, TypeError) as error:
+        config = json.loads(text)
+        (workers,), task = config["cluster"].values(), config["task"]
+        fits = list(config["cluster"]) == ["worker"] and task["type"] == "worker"
+        fits &= all(isinstance(address, str) and address for address in workers)
+        fits &= type(task["index"]) is int and 0 <= task["index"] < len(workers)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        fits = False
+    if not fits:
         raise UsageError(
             'TF_CONFIG is not of the form {"cluster": {"worker": ["host:port", ...]}, '
-            f'"task": {{"type": "worker", "index": 0}}}}: {text}'
-        ) from error
+            '"task": {"type": "worker", "index": 0}}, with an index below the number '
+            f"of workers: {text}"
+        )
+    return len(workers)
 
 
 def several_workers(strategy):

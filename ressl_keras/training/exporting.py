@@ -45,7 +45,8 @@ def export_encoder(
         Path of the encoder's file.
 
     Raises:
-        UsageError: if there is no such run, or a library is missing.
+        UsageError: if there is no such run, another process trains or exports there,
+            or a library is missing.
 
     Example:
 
@@ -60,36 +61,37 @@ def export_encoder(
     if not checkpoints.last_step(folder.checkpoints):
         raise UsageError(f"{workdir} has no checkpoint to export.")
     size = image_size or _image_size(folder, config)
-    model = build_model(config, Plan(size))
-    step = checkpoints.restore(model, folder.checkpoints)
-    if not step:
-        raise UsageError(f"{workdir} has no undamaged checkpoint to export.")
-    checkpoints.check_finite(model)
-    log(f"{network} of step {step}, from {folder.checkpoints}.")
-    backbone, projector = getattr(model, network).layers[-2:]
-    # The metrics table judges the student's backbone.
-    judged = network == "student" and not with_projector
-    return save_all(
-        backbone,
-        workdir,
-        size,
-        {
-            "method": config.method,
-            "backbone": config.backbone,
-            "dataset": folder.dataset_name(),
-            "steps": step,
-            "batch_size": config.batch_size,
-            "knn_top1": folder.last_metric("knn_top1") if judged else None,
-            "network": network,
-            "projector": with_projector,
-        },
-        projector if with_projector else None,
-        normalize,
-        formats,
-        warmup,
-        log,
-        max_pixels,
-    )
+    with folder.locked():
+        model = build_model(config, Plan(size))
+        step = checkpoints.restore(model, folder.checkpoints)
+        if not step:
+            raise UsageError(f"{workdir} has no undamaged checkpoint to export.")
+        checkpoints.check_finite(model)
+        log(f"{network} of step {step}, from {folder.checkpoints}.")
+        backbone, projector = getattr(model, network).layers[-2:]
+        # The metrics table judges the student's backbone.
+        judged = network == "student" and not with_projector
+        return save_all(
+            backbone,
+            workdir,
+            size,
+            {
+                "method": config.method,
+                "backbone": config.backbone,
+                "dataset": folder.dataset_name(),
+                "steps": step,
+                "batch_size": config.batch_size,
+                "knn_top1": folder.last_metric("knn_top1") if judged else None,
+                "network": network,
+                "projector": with_projector,
+            },
+            projector if with_projector else None,
+            normalize,
+            formats,
+            warmup,
+            log,
+            max_pixels,
+        )
 
 
 def _image_size(folder, config):

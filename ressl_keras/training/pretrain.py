@@ -1,5 +1,6 @@
 """A run: from a data set and settings to an encoder in a work directory."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -35,6 +36,7 @@ from ressl_keras.training.callbacks import (
     StopOnNaN,
     Throughput,
 )
+from ressl_keras.training.memory import check_memory
 from ressl_keras.training.precision import choose_precision
 from ressl_keras.training.preview import preview
 from ressl_keras.training.progress import Progress, overview
@@ -80,37 +82,34 @@ def pretrain(
     """
     strategy = strategy or tf.distribute.get_strategy()
     folder = RunFolder(workdir)
-    replicas = strategy.num_replicas_in_sync
-    plan = make_plan(config, dataset.pretrain, replicas)
+    plan = make_plan(config, dataset.pretrain, strategy.num_replicas_in_sync)
+    check_memory(config, plan.image_size)
     folder.prepare()
-    config = _with_precision(config, folder, strategy, log)
-    folder.check_config(config)
+    chief = distribution.is_chief(strategy)
+    with folder.locked() if chief else contextlib.nullcontext():
+        config = folder.resumed(config) or config
+        config = _with_precision(config, strategy, log)
+        run = _prepare(dataset, folder, config, plan, strategy, log)
+        step = run.first_step
+        if step >= plan.total_steps and chief and folder.has_encoder():
+            log(f"The run is finished, at step {step}; nothing is left to train.")
+            return folder.encoder
+        run.train(strategy, chief, verbose, callbacks)
+        return run.export() if chief else folder.encoder
+
+
+def _prepare(dataset, folder, config, plan, strategy, log):
+    """The run with its model, restored from the newest checkpoint."""
     keras.utils.set_random_seed(config.seed)
     with strategy.scope():
-        model = build_model(config, plan, _worth_compiling(replicas))
+        compiled = _worth_compiling(strategy.num_replicas_in_sync)
+        model = build_model(config, plan, compiled)
         encoder = build_monitored_encoder(model, config, plan)
-    chief = distribution.is_chief(strategy)
-    if chief:
+    if distribution.is_chief(strategy):
         folder.remove_leftovers()
         folder.write_config(config)
     first_step = _restore(model, folder, strategy)
-    if first_step >= plan.total_steps and chief and folder.has_encoder():
-        log(f"The run is finished, at step {first_step}; nothing is left to train.")
-        return folder.encoder
-    run = _Run(dataset, config, folder, plan, model, encoder, first_step, log)
-    segments = _segments(first_step, plan.total_steps, plan.steps_per_epoch)
-    model.steps_per_execution = _steps_per_execution(
-        config.steps_per_execution, segments, plan.steps_per_epoch
-    )
-    log(overview(dataset, model, config, plan))
-    if first_step:
-        log(f"Resuming at step {first_step} of {plan.total_steps}.")
-    # Several devices fetch ahead of the steps; their wait would mean little.
-    timer = InputTimer() if replicas == 1 and InputTimer.possible() else None
-    with run.naming_unreadable(strategy):
-        callbacks = run.callbacks(timer, chief, verbose, callbacks)
-        run.fit(segments, timer, callbacks, strategy)
-    return run.export() if chief else folder.encoder
+    return _Run(dataset, config, folder, plan, model, encoder, first_step, log)
 
 
 @dataclasses.dataclass
@@ -126,6 +125,23 @@ class _Run:
     first_step: int
     log: object
     saving: checkpoints.Checkpoints | None = None  # made with the callbacks
+
+    def train(self, strategy, chief, verbose, callbacks):
+        """Trains from the first step to the last."""
+        plan, config = self.plan, self.config
+        segments = _segments(self.first_step, plan.total_steps, plan.steps_per_epoch)
+        self.model.steps_per_execution = _steps_per_execution(
+            config.steps_per_execution, segments, plan.steps_per_epoch
+        )
+        self.log(overview(self.dataset, self.model, config, plan))
+        if self.first_step:
+            self.log(f"Resuming at step {self.first_step} of {plan.total_steps}.")
+        # Several devices fetch ahead of the steps; their wait would mean little.
+        alone = strategy.num_replicas_in_sync == 1
+        timer = InputTimer() if alone and InputTimer.possible() else None
+        with self.naming_unreadable(strategy):
+            callbacks = self.callbacks(timer, chief, verbose, callbacks)
+            self.fit(segments, timer, callbacks, strategy)
 
     def fit(self, segments, timer, callbacks, strategy):
         """Trains from segment to segment."""
@@ -252,15 +268,13 @@ class _Run:
         )
 
 
-def _with_precision(config, folder, strategy, log):
+def _with_precision(config, strategy, log):
     """The settings with a dtype policy in place of `auto`, the same on all workers."""
     if config.precision != "auto":
         return config
-    chosen = folder.chosen_precision(type(config))
-    if chosen is None:
-        chosen = choose_precision(log)
-        votes = distribution.gather(strategy, int(chosen == "mixed_bfloat16"))
-        chosen = "mixed_bfloat16" if all(votes) else "float32"
+    chosen = choose_precision(log)
+    votes = distribution.gather(strategy, int(chosen == "mixed_bfloat16"))
+    chosen = "mixed_bfloat16" if all(votes) else "float32"
     return dataclasses.replace(config, precision=chosen)
 
 
