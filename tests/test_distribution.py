@@ -1,7 +1,8 @@
 """Several devices and several processes against one.
 
 In processes of their own, since TensorFlow takes one strategy's devices for good. The
-table of docs/distributed.md: python -m pytest -n 0 -s tests/test_distribution.py
+table of docs/distributed.md:
+python -m pytest -n 0 -s -m "slow or not slow" tests/test_distribution.py
 """
 
 import json
@@ -90,9 +91,13 @@ def metrics(folder):
     "kind, options",
     [
         ("2 devices", {"strategy": "mirrored", "devices": 2}),
-        ("4 devices", {"strategy": "mirrored", "devices": 4}),
         ("2 processes", {"strategy": "multi_worker", "workers": 2}),
-        ("3 processes", {"strategy": "auto", "workers": 3}),
+        pytest.param(
+            "4 devices", {"strategy": "mirrored", "devices": 4}, marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "3 processes", {"strategy": "auto", "workers": 3}, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_spread_out_a_run_learns_what_it_learns_on_one_device(
@@ -135,6 +140,7 @@ def test_a_run_goes_on_with_another_number_of_replicas(single, tmp_path):
         assert abs(float(one) - float(other)) <= 1e-5
 
 
+@pytest.mark.slow
 def test_a_lost_worker_stops_the_others_with_a_clear_line(tmp_path):
     """Within two minutes; started again, the run goes on from the last checkpoint."""
     command = [
