@@ -46,7 +46,8 @@ def test_a_setting_is_a_flag_is_documented_and_survives_write_and_read(name, tmp
 def test_every_number_has_finite_bounds(name):
     known = SETTINGS[name]
     assert known.high is not None and None in (known.low, known.above)
-    for value in (float("nan"), float("inf"), known.high + 1, -1):
+    lowest = known.low if known.low is not None else known.above
+    for value in (float("nan"), float("inf"), known.high + 1, lowest - 1):
         with pytest.raises(UsageError, match=f"{name} must be"):
             TrainOptions(**{name: (value,) * 2 if known.listed else value})
 

@@ -16,9 +16,9 @@ from conftest import ROOT
 import ressl_keras
 
 PUBLIC = """
-Config FeatureQueue InfoNCE ReSSL Relation SGD UsageError View WarmUp build_backbone
-build_projector encode evaluate export_encoder load_dataset load_encoder losses
-pretrain strong_view views warmup_cosine weak_view
+Config Dataset FeatureQueue InfoNCE ReSSL Relation SGD UsageError View WarmUp
+build_backbone build_projector encode evaluate export_encoder images_from load_dataset
+load_encoder losses pretrain strong_view views warmup_cosine weak_view
 """
 WHOLE = {"losses", "views"}  # modules
 # Each package may import those at its right, and the modules beside them.

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from ressl_keras.augmentation import bundle, image_ops
 from ressl_keras.augmentation.layers import RandomResizedCropAndFlip
-from ressl_keras.data.decoding import decode_crops
+from ressl_keras.data.decoding import DEFAULT, decode_crops
 from ressl_keras.data.images import StreamedImages, files_of, spread_indices
 
 
@@ -58,7 +58,8 @@ def training_batches(
         return geometric.draws(step, share, first=worker * share)
 
     def crop(encoded, draws):
-        return bundle.pack(read_crops(encoded, geometric.operations, draws))
+        operations, decoder = geometric.operations, images.decoder
+        return bundle.pack(read_crops(encoded, operations, draws, decoder))
 
     if isinstance(images, StreamedImages):
         per_epoch = len(images) // batch_size * share
@@ -162,13 +163,14 @@ def _shuffled(position, seed, epoch, count):
     )
 
 
-def read_crops(encoded, operations, draws):
+def read_crops(encoded, operations, draws, decoder=DEFAULT):
     """Crops and flips of one encoded image, in a graph.
 
     Args:
         encoded: scalar string tensor, the bytes of the image.
         operations: list of `RandomResizedCropAndFlip`.
         draws: for each, the row of its `draw` that belongs to the image.
+        decoder: `decoding.Decoder`.
 
     Returns:
         For each, a uint8 tensor [size, size, 3].
@@ -180,7 +182,8 @@ def read_crops(encoded, operations, draws):
         return tf.concat(found, axis=0)
 
     flips = tf.concat([op.flips(draw) for op, draw in pairs], axis=0)
-    return decode_crops(encoded, boxes, [op.size for op in operations], flips)
+    sizes = [operation.size for operation in operations]
+    return decode_crops(encoded, boxes, sizes, flips, decoder)
 
 
 def _streamed(images, seed, per_epoch, share, first_step, last_step, worker, workers):
@@ -283,7 +286,9 @@ def labelled_crops(images, batch_size, epochs, size, seed=0, scale=(0.2, 1.0)):
         else:
             draws = crop.draw(draw, batch_size)
             batch = tf.map_fn(
-                lambda i: read_crops(images.encoded(indices[i]), [crop], [draws[i]])[0],
+                lambda i: read_crops(
+                    images.encoded(indices[i]), [crop], [draws[i]], images.decoder
+                )[0],
                 tf.range(batch_size),
                 fn_output_signature=tf.TensorSpec([size, size, 3], tf.uint8),
             )

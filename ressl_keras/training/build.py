@@ -9,11 +9,15 @@ import keras
 from ressl_keras.augmentation.bundle import build_views
 from ressl_keras.augmentation.layers import View
 from ressl_keras.config import METHODS
+from ressl_keras.data.decoding import Decoder
 from ressl_keras.errors import UsageError
 from ressl_keras.method.networks import build_backbone, build_projector
 from ressl_keras.method.objectives import build_objective
 from ressl_keras.method.optimizers import SGD, warmup_cosine
 from ressl_keras.method.ressl import ReSSL
+
+# Fewer steps than these teach next to nothing.
+_FEW_STEPS = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,6 +174,34 @@ def build_monitored_encoder(model, config, plan):
         return keras.Sequential(
             [keras.Input((size, size, 3)), View([]), model.backbone]
         )
+
+
+def warnings(config, plan, images):
+    """What of a run is possible but hardly meant, as lines of text.
+
+    Args:
+        config: `Config`.
+        plan: `Plan`.
+        images: set of images to learn from.
+    """
+    count, size = len(images), config.queue_size
+    if config.references == "queue" and size > count:
+        yield (
+            f"Warning: the queue of {size:,} embeddings is larger than the data set of "
+            f"{count:,} images, so it holds some of them several times; "
+            f"--queue_size={count} or less is better."
+        )
+    if plan.total_steps < _FEW_STEPS and not config.max_steps:
+        yield (
+            f"Warning: {plan.total_steps} steps in all teach little; a useful encoder "
+            "takes some hundreds at least. More --epochs or a smaller --batch_size "
+            "make more."
+        )
+
+
+def decoder_of(config):
+    """How encoded images become pixels."""
+    return Decoder(config.exif_orientation, config.value_range)
 
 
 def teacher_view(config):

@@ -9,7 +9,7 @@ from ressl_keras.encoders.export import check_formats, save_all
 from ressl_keras.errors import UsageError
 from ressl_keras.run_folder import RunFolder
 from ressl_keras.training import checkpoints
-from ressl_keras.training.build import Plan, build_model
+from ressl_keras.training.build import Plan, build_model, decoder_of
 
 NETWORKS = ("student", "teacher")
 
@@ -89,6 +89,7 @@ def export_encoder(
         warmup,
         log,
         max_pixels,
+        decoder_of(config),
     )
 
 

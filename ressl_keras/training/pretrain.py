@@ -8,11 +8,12 @@ import os
 from collections.abc import Callable, Sequence
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from ressl_keras.config import Config
 from ressl_keras.data.checking import naming_unreadable
-from ressl_keras.data.datasets import Dataset
+from ressl_keras.data.datasets import Dataset, as_dataset
 from ressl_keras.data.images import StreamedImages
 from ressl_keras.data.pipeline import InputTimer, files_of_steps, training_batches
 from ressl_keras.encoders.export import save_all
@@ -25,7 +26,9 @@ from ressl_keras.training.build import (
     Plan,
     build_model,
     build_monitored_encoder,
+    decoder_of,
     make_plan,
+    warnings,
 )
 from ressl_keras.training.callbacks import (
     CollapseMonitor,
@@ -45,7 +48,7 @@ _STEPS_ON_GPU = 16
 
 
 def pretrain(
-    dataset: Dataset,
+    dataset: Dataset | np.ndarray | tf.data.Dataset,
     workdir: str | os.PathLike,
     config: Config = Config(),  # noqa: B008, it is immutable
     *,
@@ -57,7 +60,7 @@ def pretrain(
     """Pretrains an encoder, or resumes an interrupted run with the same settings.
 
     Args:
-        dataset: `Dataset`.
+        dataset: `Dataset`; or the images themselves, as `images_from` takes them.
         workdir: folder of the run's files; made if absent.
         config: the settings.
         strategy: `tf.distribute.Strategy`; None takes the current one.
@@ -81,6 +84,8 @@ def pretrain(
     strategy = strategy or tf.distribute.get_strategy()
     folder = RunFolder(workdir)
     replicas = strategy.num_replicas_in_sync
+    dataset = as_dataset(dataset)
+    config = _as_read(config, dataset)
     plan = make_plan(config, dataset.pretrain, replicas)
     folder.prepare()
     config = _with_precision(config, folder, strategy, log)
@@ -103,6 +108,8 @@ def pretrain(
         config.steps_per_execution, segments, plan.steps_per_epoch
     )
     log(overview(dataset, model, config, plan))
+    for warning in warnings(config, plan, dataset.pretrain):
+        log(warning)
     if first_step:
         log(f"Resuming at step {first_step} of {plan.total_steps}.")
     # Several devices fetch ahead of the steps; their wait would mean little.
@@ -249,7 +256,15 @@ class _Run:
                 "knn_top1": self.folder.last_metric("knn_top1"),
             },
             log=self.log,
+            decoder=decoder_of(self.config),
         )
+
+
+def _as_read(config, dataset):
+    """The settings with those that the data set's files were decoded with."""
+    if dataset.decoder is None:
+        return config
+    return dataclasses.replace(config, **dataclasses.asdict(dataset.decoder))
 
 
 def _with_precision(config, folder, strategy, log):

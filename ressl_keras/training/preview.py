@@ -59,7 +59,8 @@ def _pixels(normalised, view):
 def _first_images(images, seed, count):
     """The first images of the first batch, as they are."""
     if isinstance(images, StreamedImages):
-        originals = images.epoch(seed, 0).take(count).map(decode)
+        originals = images.epoch(seed, 0).take(count)
+        originals = originals.map(lambda encoded: decode(encoded, images.decoder))
     else:
         (indices,) = shuffled_indices(len(images), count, seed, 0, 1)
         originals = tf.data.Dataset.from_tensor_slices(indices).map(images.read)
