@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from ressl_keras.augmentations import NAMES, SETS, view_augmentations
 from ressl_keras.errors import UsageError
 from ressl_keras.settings import Options, setting
 
@@ -128,11 +129,31 @@ class Config(ImageOptions):
         group="Method",
         choices=tuple(METHODS),
     )
+    augmentation: str = setting(
+        "photo",
+        "Random operations of the views: photo; gray for radiographs and microscopy, "
+        "without colour jitter of hue and saturation; or overhead, with turns and both "
+        "flips. --preview shows them.",
+        group="Augmentation",
+        first=True,
+        choices=tuple(SETS),
+    )
+    student_augmentation: tuple[str, ...] | None = setting(
+        None,
+        "What the student's view changes of the set, such as hue:0.05,solarize:0.2. "
+        f"Parameters: {', '.join(NAMES)}.",
+        group="Augmentation",
+    )
+    teacher_augmentation: tuple[str, ...] | None = setting(
+        None,
+        "The same for the teacher's view.",
+        group="Augmentation",
+    )
     teacher_view: str | None = setting(
         None,
         "Augmentation of the teacher's view. Default: weak for ressl, strong for "
         "moco_v2.",
-        group="Method",
+        group="Augmentation",
         choices=VIEWS,
     )
     references: str = setting(
@@ -285,3 +306,13 @@ class Config(ImageOptions):
             raise UsageError(
                 f"profile must be two ascending steps; got {first},{last}."
             )
+        self.view_augmentations()
+
+    def view_augmentations(self):
+        """The teacher's and the student's `Augmentation`."""
+        return view_augmentations(
+            self.augmentation,
+            self.teacher_view or METHODS[self.method],
+            self.student_augmentation,
+            self.teacher_augmentation,
+        )

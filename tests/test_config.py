@@ -20,7 +20,7 @@ def another(known):
     if known.type is bool:
         return not known.default
     if known.type is str:
-        return "other"
+        return ("hue:0.05", "blur:0.2") if known.listed else "other"
     value = known.type(known.low if known.low is not None else known.high)
     if known.listed:
         return (value,) * (known.length or 2)

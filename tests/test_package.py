@@ -100,6 +100,8 @@ def test_every_registered_object_is_made_again_from_its_configuration():
         layers.RandomColorJitter(),
         layers.RandomGrayscale(),
         layers.RandomGaussianBlur(),
+        layers.RandomSolarize(),
+        layers.RandomTurn(),
         ressl_keras.strong_view(8),
         optimizers.SGD(0.1, l2=1e-3),
         queue.FeatureQueue(8, 4),

@@ -22,6 +22,7 @@ def training_batches(
     worker=0,
     workers=1,
     crops=None,
+    augmentations=None,
 ):
     """Batches of the steps from `first_step` up to, not including, `last_step`.
 
@@ -39,6 +40,8 @@ def training_batches(
         workers: how many workers share each global batch, in equal parts.
         crops: sides of the student's crops, for images of several sizes; by default
             one of `size`.
+        augmentations: the teacher's and the student's `Augmentation`, for images of
+            several sizes; by default the weak and the strong view's.
 
     Returns:
         A `tf.data.Dataset`: of uint8 batches [batch_size / workers, height, width, 3]
@@ -52,7 +55,7 @@ def training_batches(
     if images.same_size:
         return indices.map(images.read, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
-    geometric = bundle.GeometricViews(size, crops, seed)
+    geometric = bundle.GeometricViews(size, crops, seed, augmentations)
 
     def draws(step):
         return geometric.draws(step, share, first=worker * share)

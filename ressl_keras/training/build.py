@@ -6,6 +6,7 @@ import math
 
 import keras
 
+from ressl_keras.augmentation import bundle
 from ressl_keras.augmentation.bundle import build_views
 from ressl_keras.augmentation.layers import View
 from ressl_keras.config import METHODS
@@ -88,7 +89,7 @@ def make_plan(config, images, replicas=1):
     )
 
 
-def build_model(config, plan, jit_compile=False):
+def build_model(config, plan, jit_compile=False, own_views=(None, None)):
     """The model of a run, compiled, its optimizer built.
 
     Args:
@@ -96,6 +97,8 @@ def build_model(config, plan, jit_compile=False):
         plan: `Plan`.
         jit_compile: whether to compile the step with XLA where the settings leave it
             open.
+        own_views: the teacher's view and the student's view or views, in place of
+            those of the settings; None takes theirs.
 
     Returns:
         A `ReSSL`.
@@ -104,9 +107,7 @@ def build_model(config, plan, jit_compile=False):
         UsageError: if the backbone is unknown or does not take images of this size.
     """
     with _dtype_policy(config.precision):
-        weak, strong = build_views(
-            plan.image_size, config.crops, teacher_view(config), plan.same_size
-        )
+        weak, strong = choose_views(config, plan, own_views)
         # Crops of several sizes need a network that takes any.
         one_size = set(config.crops or ()) <= {plan.image_size}
         size = plan.image_size if one_size else None
@@ -202,6 +203,23 @@ def warnings(config, plan, images):
 def decoder_of(config):
     """How encoded images become pixels."""
     return Decoder(config.exif_orientation, config.value_range)
+
+
+def choose_views(config, plan, own_views=(None, None)):
+    """The teacher's view and a list of the student's.
+
+    Args:
+        config: `Config`.
+        plan: `Plan`, of which `image_size` and `same_size` count.
+        own_views: as in `build_model`.
+    """
+    teacher, students = build_views(
+        plan.image_size, config.crops, config.view_augmentations(), plan.same_size
+    )
+    own_teacher, own_students = own_views
+    if own_students is not None:
+        students = bundle.listed(own_students)
+    return own_teacher or teacher, students
 
 
 def teacher_view(config):

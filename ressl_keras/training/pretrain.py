@@ -54,6 +54,8 @@ def pretrain(
     *,
     strategy: tf.distribute.Strategy | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
+    teacher_view: keras.layers.Layer | None = None,
+    student_view: keras.layers.Layer | Sequence[keras.layers.Layer] | None = None,
     verbose: bool = True,
     log: Callable[[str], object] = print,
 ) -> str:
@@ -65,6 +67,9 @@ def pretrain(
         config: the settings.
         strategy: `tf.distribute.Strategy`; None takes the current one.
         callbacks: further Keras callbacks, run on the chief after this run's own.
+        teacher_view: `View` in place of the one that the settings describe. Where the
+            images differ in size, a view gets crops and makes the rest.
+        student_view: the same for the student, or a list of several.
         verbose: whether to show the progress.
         log: called with a line of text.
 
@@ -84,7 +89,7 @@ def pretrain(
     strategy = strategy or tf.distribute.get_strategy()
     folder = RunFolder(workdir)
     replicas = strategy.num_replicas_in_sync
-    dataset = as_dataset(dataset)
+    dataset, own_views = as_dataset(dataset), (teacher_view, student_view)
     config = _as_read(config, dataset)
     plan = make_plan(config, dataset.pretrain, replicas)
     folder.prepare()
@@ -92,7 +97,7 @@ def pretrain(
     folder.check_config(config)
     keras.utils.set_random_seed(config.seed)
     with strategy.scope():
-        model = build_model(config, plan, _worth_compiling(replicas))
+        model = build_model(config, plan, _worth_compiling(replicas), own_views)
         encoder = build_monitored_encoder(model, config, plan)
     chief = distribution.is_chief(strategy)
     if chief:
@@ -102,7 +107,9 @@ def pretrain(
     if first_step >= plan.total_steps and chief and folder.has_encoder():
         log(f"The run is finished, at step {first_step}; nothing is left to train.")
         return folder.encoder
-    run = _Run(dataset, config, folder, plan, model, encoder, first_step, log)
+    run = _Run(
+        dataset, config, folder, plan, model, encoder, first_step, own_views, log
+    )
     segments = _segments(first_step, plan.total_steps, plan.steps_per_epoch)
     model.steps_per_execution = _steps_per_execution(
         config.steps_per_execution, segments, plan.steps_per_epoch
@@ -131,6 +138,7 @@ class _Run:
     model: ReSSL
     encoder: keras.Model
     first_step: int
+    own_views: tuple
     log: object
     saving: checkpoints.Checkpoints | None = None  # made with the callbacks
 
@@ -181,6 +189,7 @@ class _Run:
             worker,
             workers,
             config.crops,
+            config.view_augmentations(),
         )
         return timer.watch(batches) if timer else batches
 
@@ -226,7 +235,7 @@ class _Run:
                 untrained = monitors[0].measure()
                 self.log(f"kNN of the untrained encoder: {untrained:.2f} %")
         if not self.first_step or not folder.has_views():
-            preview(dataset, folder.path, self.config)
+            preview(dataset, folder.path, self.config, own_views=self.own_views)
         shown = dataset.test if dataset.labelled else dataset.pretrain
         if not isinstance(shown, StreamedImages):
             monitors.append(
