@@ -8,6 +8,12 @@ from ressl_keras.settings import Options, setting
 
 # Objectives by name, and the teacher's view of each unless another is given.
 METHODS = {"ressl": "weak", "moco_v2": "strong"}
+# Optimizers by name, and the defaults that follow from each.
+OPTIMIZERS = {
+    "sgd": {"learning_rate": 0.06, "weight_decay": 5e-4},
+    "adamw": {"learning_rate": 0.001, "weight_decay": 0.05},
+    "lamb": {"learning_rate": 0.001, "weight_decay": 0.05},
+}
 VIEWS = ("weak", "strong")
 REFERENCES = ("queue", "batch")
 BATCH_NORMS = ("per_replica", "shuffled", "synchronized")
@@ -209,9 +215,34 @@ class Config(ImageOptions):
         low=1,
         high=1000000,
     )
-    learning_rate: float = setting(
-        0.06,
-        "Peak learning rate at batch size 256; scaled linearly with the batch size.",
+    optimizer: str = setting(
+        "sgd",
+        "Optimizer; adamw is the usual one of vision transformers.",
+        group="Training",
+        choices=tuple(OPTIMIZERS),
+    )
+    sgd_momentum: float = setting(
+        0.9, "Momentum of sgd.", group="Training", low=0, high=0.9999
+    )
+    adam_betas: tuple[float, ...] = setting(
+        (0.9, 0.999),
+        "Decay rates of the two averages of adamw and lamb.",
+        group="Training",
+        length=2,
+        low=0,
+        high=0.999999,
+    )
+    gradient_clip: float = setting(
+        0.0,
+        "Largest norm of the gradients of all weights together; 0: any.",
+        group="Training",
+        low=0,
+        high=1000000,
+    )
+    learning_rate: float | None = setting(
+        None,
+        "Peak learning rate at batch size 256; scaled linearly with the batch size. "
+        "Default: 0.06 for sgd, 0.001 for adamw and lamb.",
         group="Training",
         first=True,
         low=0,
@@ -232,10 +263,10 @@ class Config(ImageOptions):
         low=1,
         high=10**9,
     )
-    weight_decay: float = setting(
-        5e-4,
-        "L2 weight decay, added to the gradient of all weights but biases and "
-        "batch-norm scales.",
+    weight_decay: float | None = setting(
+        None,
+        "Weight decay of all weights but biases and scales of norms; for sgd L2, added "
+        "to the gradient. Default: 0.0005 for sgd, 0.05 for adamw and lamb.",
         group="Training",
         low=0,
         high=10,
@@ -306,6 +337,9 @@ class Config(ImageOptions):
             raise UsageError(
                 f"profile must be two ascending steps; got {first},{last}."
             )
+        for name, default in OPTIMIZERS[self.optimizer].items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, default)
         self.view_augmentations()
 
     def view_augmentations(self):

@@ -104,6 +104,8 @@ def test_every_registered_object_is_made_again_from_its_configuration():
         layers.RandomTurn(),
         ressl_keras.strong_view(8),
         optimizers.SGD(0.1, l2=1e-3),
+        optimizers.AdamW(0.1),
+        optimizers.Lamb(0.1),
         queue.FeatureQueue(8, 4),
         normalization.FusedBatchNormalization(keras.layers.BatchNormalization()),
         objectives.Relation(0.2, 0.1),

@@ -14,7 +14,7 @@ from ressl_keras.data.decoding import Decoder
 from ressl_keras.errors import UsageError
 from ressl_keras.method.networks import build_backbone, build_projector
 from ressl_keras.method.objectives import build_objective
-from ressl_keras.method.optimizers import SGD, warmup_cosine
+from ressl_keras.method.optimizers import build_optimizer, warmup_cosine
 from ressl_keras.method.ressl import ReSSL
 
 # Fewer steps than these teach next to nothing.
@@ -152,10 +152,15 @@ def compile_model(model, config, plan, jit_compile=False):
         plan.total_steps,
         min(warmup, plan.total_steps - 1),
     )
-    model.compile(
-        SGD(schedule, l2=config.weight_decay),
-        jit_compile=jit_compile,
+    optimizer = build_optimizer(
+        config.optimizer,
+        schedule,
+        config.weight_decay,
+        config.sgd_momentum,
+        config.adam_betas,
+        config.gradient_clip,
     )
+    model.compile(optimizer, jit_compile=jit_compile)
     model.optimizer.build(model.trainable_variables)
 
 
