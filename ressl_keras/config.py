@@ -84,7 +84,8 @@ class Config(ImageOptions):
         "resnet18_small",
         "Encoder: resnet10_small, resnet18_small or resnet34_small for images of up "
         "to about 96 pixels; resnet18, resnet34, resnet50, resnet101; or a "
-        "keras.applications network such as MobileNetV3Small.",
+        "keras.applications network such as MobileNetV3Small; vit_tiny or vit_small; "
+        "or your own, NETWORK.keras or MODULE:FUNCTION.",
         group="Model",
         first=True,
     )
@@ -92,6 +93,14 @@ class Config(ImageOptions):
         64, "Channels of the first stage of a small ResNet.", group="Model", low=1,
         high=4096,
     )  # fmt: skip
+    patch_size: int | None = setting(
+        None,
+        "Side of a vision transformer's patches in pixels. Default: the largest of 4, "
+        "8 and 16 that makes eight or more a side.",
+        group="Model",
+        low=1,
+        high=256,
+    )
     hidden_dim: int = setting(
         512, "Units of the projector's hidden layer.", group="Model", low=1, high=65536
     )

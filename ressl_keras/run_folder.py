@@ -24,6 +24,7 @@ class RunFolder:
     Attributes:
         flags: the effective settings, a flagfile.
         metrics: one row per epoch, CSV.
+        network: the network that the run began with, where it is the user's own.
         encoder: the student's backbone, a Keras file.
         description: facts about the encoder, JSON.
         evaluation: accuracies, JSON.
@@ -40,6 +41,7 @@ class RunFolder:
         self.path = str(path)
         self.flags = self._inside("flags.txt")
         self.metrics = self._inside("metrics.csv")
+        self.network = self._inside("network.keras")
         self.encoder = self._inside("encoder.keras")
         self.description = self._inside("encoder.json")
         self.evaluation = self._inside("evaluation.json")

@@ -7,7 +7,7 @@ from ressl_keras.errors import UsageError, closest
 from ressl_keras.method import replicas
 
 # Without weight decay, as in vision transformers' usual training.
-_UNDECAYED = ("bias", "class_token", "position_embedding")
+_UNDECAYED = ("bias", "class_token", "position")
 
 
 def is_decayed(variable):

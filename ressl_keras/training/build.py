@@ -12,10 +12,15 @@ from ressl_keras.augmentation.layers import View
 from ressl_keras.config import METHODS
 from ressl_keras.data.decoding import Decoder
 from ressl_keras.errors import UsageError
-from ressl_keras.method.networks import build_backbone, build_projector
+from ressl_keras.method.networks import (
+    build_backbone,
+    build_projector,
+    synchronize,
+)
 from ressl_keras.method.objectives import build_objective
 from ressl_keras.method.optimizers import build_optimizer, warmup_cosine
 from ressl_keras.method.ressl import ReSSL
+from ressl_keras.training import backbones
 
 # Fewer steps than these teach next to nothing.
 _FEW_STEPS = 200
@@ -89,7 +94,7 @@ def make_plan(config, images, replicas=1):
     )
 
 
-def build_model(config, plan, jit_compile=False, own_views=(None, None)):
+def build_model(config, plan, jit_compile=False, own_views=(None, None), network=None):
     """The model of a run, compiled, its optimizer built.
 
     Args:
@@ -99,6 +104,8 @@ def build_model(config, plan, jit_compile=False, own_views=(None, None)):
             open.
         own_views: the teacher's view and the student's view or views, in place of
             those of the settings; None takes theirs.
+        network: result of `backbones.own_network`; None builds the network that the
+            settings name.
 
     Returns:
         A `ReSSL`.
@@ -111,11 +118,7 @@ def build_model(config, plan, jit_compile=False, own_views=(None, None)):
         # Crops of several sizes need a network that takes any.
         one_size = set(config.crops or ()) <= {plan.image_size}
         size = plan.image_size if one_size else None
-        synchronized = config.batch_norm == "synchronized"
-        dim = config.embedding_dim
-        backbone = build_backbone(
-            config.backbone, (size, size, 3), config.width, synchronized
-        )
+        backbone, dim = _backbone(config, size, network), config.embedding_dim
         predictor = None
         if config.predictor_dim:
             predictor = build_projector(dim, config.predictor_dim, dim)
@@ -140,6 +143,18 @@ def build_model(config, plan, jit_compile=False, own_views=(None, None)):
         )
         compile_model(model, config, plan, jit_compile)
     return model
+
+
+def _backbone(config, size, network):
+    """The backbone, named by the settings or given."""
+    synchronized = config.batch_norm == "synchronized"
+    if network is None:
+        shape = size, size, 3
+        return build_backbone(
+            config.backbone, shape, config.width, synchronized, config.patch_size
+        )
+    network = backbones.in_policy(network, size)
+    return synchronize(network) if synchronized else network
 
 
 def compile_model(model, config, plan, jit_compile=False):

@@ -9,6 +9,7 @@ from ressl_keras.encoders.export import check_formats, save_all
 from ressl_keras.errors import UsageError
 from ressl_keras.run_folder import RunFolder
 from ressl_keras.training import checkpoints
+from ressl_keras.training.backbones import own_network
 from ressl_keras.training.build import Plan, build_model, decoder_of
 
 NETWORKS = ("student", "teacher")
@@ -60,7 +61,8 @@ def export_encoder(
     if not checkpoints.last_step(folder.checkpoints):
         raise UsageError(f"{workdir} has no checkpoint to export.")
     size = image_size or _image_size(folder, config)
-    model = build_model(config, Plan(size))
+    own = own_network(config.backbone, folder, size)
+    model = build_model(config, Plan(size), network=own)
     step = checkpoints.restore(model, folder.checkpoints)
     if not step:
         raise UsageError(f"{workdir} has no undamaged checkpoint to export.")

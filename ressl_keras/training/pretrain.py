@@ -22,6 +22,7 @@ from ressl_keras.method.objectives import InfoNCE
 from ressl_keras.method.ressl import ReSSL
 from ressl_keras.run_folder import RunFolder
 from ressl_keras.training import checkpoints, distribution
+from ressl_keras.training.backbones import keep_network, own_network
 from ressl_keras.training.build import (
     Plan,
     build_model,
@@ -54,6 +55,7 @@ def pretrain(
     *,
     strategy: tf.distribute.Strategy | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
+    backbone: keras.Model | None = None,
     teacher_view: keras.layers.Layer | None = None,
     student_view: keras.layers.Layer | Sequence[keras.layers.Layer] | None = None,
     verbose: bool = True,
@@ -67,6 +69,8 @@ def pretrain(
         config: the settings.
         strategy: `tf.distribute.Strategy`; None takes the current one.
         callbacks: further Keras callbacks, run on the chief after this run's own.
+        backbone: functional model from images to features, maps or tokens, in place
+            of the one that the settings name. The run folder keeps a copy.
         teacher_view: `View` in place of the one that the settings describe. Where the
             images differ in size, a view gets crops and makes the rest.
         student_view: the same for the student, or a list of several.
@@ -91,18 +95,24 @@ def pretrain(
     replicas = strategy.num_replicas_in_sync
     dataset, own_views = as_dataset(dataset), (teacher_view, student_view)
     config = _as_read(config, dataset)
+    if backbone is not None:
+        config = dataclasses.replace(config, backbone=os.path.basename(folder.network))
     plan = make_plan(config, dataset.pretrain, replicas)
     folder.prepare()
     config = _with_precision(config, folder, strategy, log)
     folder.check_config(config)
     keras.utils.set_random_seed(config.seed)
     with strategy.scope():
-        model = build_model(config, plan, _worth_compiling(replicas), own_views)
+        network = own_network(config.backbone, folder, plan.image_size, backbone)
+        jit_compile = _worth_compiling(replicas)
+        model = build_model(config, plan, jit_compile, own_views, network)
         encoder = build_monitored_encoder(model, config, plan)
     chief = distribution.is_chief(strategy)
     if chief:
         folder.remove_leftovers()
         folder.write_config(config)
+        if network is not None and ":" not in config.backbone:
+            keep_network(network, folder)
     first_step = _restore(model, folder, strategy)
     if first_step >= plan.total_steps and chief and folder.has_encoder():
         log(f"The run is finished, at step {first_step}; nothing is left to train.")
