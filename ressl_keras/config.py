@@ -93,6 +93,21 @@ class Config(ImageOptions):
         64, "Channels of the first stage of a small ResNet.", group="Model", low=1,
         high=4096,
     )  # fmt: skip
+    init: str | None = setting(
+        None,
+        "Start from these weights: a run, an encoder, any .keras image model whose "
+        "layers fit; or imagenet, for a keras.applications network.",
+        group="Model",
+        first=True,
+    )
+    init_preprocessing: str = setting(
+        "auto",
+        "What the network of --init expects to be done to images in 0-255, as "
+        "keras.applications names it. own: what encoders of this package do. auto: as "
+        "the file or the network says.",
+        group="Model",
+        choices=("auto", "own", "none", "tf", "torch", "caffe"),
+    )
     patch_size: int | None = setting(
         None,
         "Side of a vision transformer's patches in pixels. Default: the largest of 4, "

@@ -140,11 +140,11 @@ class RunFolder:
                 "run."
             )
 
-    def chosen_precision(self, options_class):
-        """The dtype policy that the run here was started with, or None."""
+    def chosen(self, options_class, name):
+        """A setting that the run here was started with, or None without a run."""
         if not (self.is_run() and self.has_checkpoints()):
             return None
-        return self.read_config(options_class).precision
+        return getattr(self.read_config(options_class), name)
 
     def write_config(self, config):
         """Writes the settings as a flagfile."""

@@ -27,7 +27,7 @@ from ressl_keras.commands.evaluate import EvaluateOptions
 from ressl_keras.commands.export import ExportOptions
 from ressl_keras.commands.train import TrainOptions
 from ressl_keras.data import datasets
-from ressl_keras.training import build
+from ressl_keras.training import build, pretrain
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -154,6 +154,9 @@ def test_training_runs(words, random, monkeypatch, tmp_path):
     dataset = stand_in(options.dataset, 32, random)
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: dataset)
     monkeypatch.setattr(build, "build_backbone", tiny.build_backbone)
+    # Weights are neither at hand nor fetched; test_initial starts from some.
+    monkeypatch.setattr(pretrain, "preprocessing_of", lambda config: "own")
+    monkeypatch.setattr(pretrain, "start_from", lambda *_: None)
     train.run(options)
     made = "views.png" if options.preview else "encoder.keras"
     assert (tmp_path / made).exists()

@@ -11,6 +11,7 @@ def build_backbone(
     width=4,
     synchronized=False,
     patch_size=None,
+    with_preprocessing=False,
 ):
     """One convolution and one batch norm, in place of any named backbone."""
     images = keras.Input(input_shape)

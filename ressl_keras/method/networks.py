@@ -1,8 +1,12 @@
 """Backbones and projectors, as plain functional Keras models."""
 
 import inspect
+import os
+import re
+import sys
 
 import keras
+import numpy as np
 
 from ressl_keras.errors import UsageError, closest
 from ressl_keras.method.transformer import TRANSFORMERS, vision_transformer
@@ -59,6 +63,7 @@ def build_backbone(
     width: int = 64,
     synchronized: bool = False,
     patch_size: int | None = None,
+    with_preprocessing: bool = False,
 ) -> keras.Model:
     """Builds a randomly initialised encoder.
 
@@ -74,6 +79,8 @@ def build_backbone(
             distribution strategy.
         patch_size: side of a vision transformer's patches in pixels; None takes the
             largest of 4, 8 and 16 that makes eight or more a side.
+        with_preprocessing: whether a keras.applications network keeps its built-in
+            preprocessing, where it has one.
 
     Returns:
         A functional `keras.Model` from normalised images [batch, *input_shape] to
@@ -96,7 +103,7 @@ def build_backbone(
     elif name in TRANSFORMERS:
         backbone = vision_transformer(name, input_shape, patch_size)
     else:
-        backbone = _application(name, input_shape)
+        backbone = _application(name, input_shape, with_preprocessing)
     return synchronize(backbone) if synchronized else backbone
 
 
@@ -203,17 +210,65 @@ def _keras_cv_resnet(name, input_shape):
     return keras.Model(body.inputs, features, name=name)
 
 
-def _application(name, input_shape):
+def application_mode(name):
+    """What a keras.applications network expects to be done to images in 0-255.
+
+    Returns:
+        `tf` (to -1-1), `torch`, `caffe`, `none` (its layers do it); None for names
+        that are not of keras.applications.
+    """
+    if name not in _applications():
+        return None
+    module = sys.modules[_applications()[name].__module__]
+    pixels = np.array([[[[10.0, 90.0, 200.0]]]])
+    prepared = module.preprocess_input(pixels.copy())
+    for mode in ("tf", "torch", "caffe"):
+        expected = keras.applications.imagenet_utils.preprocess_input(
+            pixels.copy(), mode=mode
+        )
+        if np.allclose(prepared, expected):
+            return mode
+    return "none"
+
+
+def application_weights(name, input_shape):
+    """A keras.applications network with its ImageNet weights, which it downloads.
+
+    Raises:
+        UsageError: if they cannot be fetched, saying what to put where.
+    """
+    try:
+        return _applications()[name](
+            include_top=False,
+            weights="imagenet",
+            pooling="avg",
+            input_shape=input_shape,
+        )
+    except Exception as error:
+        url = re.search(r"https?://\S+", str(error))
+        if url is None:
+            raise
+        home = os.environ.get("KERAS_HOME", os.path.join("~", ".keras"))
+        folder = os.path.join(os.path.expanduser(home), "models")
+        raise UsageError(
+            f"The ImageNet weights of {name} could not be downloaded. Fetch "
+            f"{url.group().rstrip(':')} and put it into {folder}."
+        ) from error
+
+
+def _application(name, input_shape, with_preprocessing=False):
     builder = _applications()[name]
     options = dict(
         include_top=False, weights=None, pooling="avg", input_shape=input_shape
     )
     if "include_preprocessing" in inspect.signature(builder).parameters:
-        options["include_preprocessing"] = False
+        options["include_preprocessing"] = with_preprocessing
     try:
         network = builder(**options)
     except ValueError as error:
         raise UsageError(f"Backbone {name} refuses {input_shape}: {error}") from error
+    if with_preprocessing:
+        return network
 
     # EfficientNet has its preprocessing built in with no way to leave it out.
     def without_preprocessing(layer):

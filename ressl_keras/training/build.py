@@ -20,7 +20,7 @@ from ressl_keras.method.networks import (
 from ressl_keras.method.objectives import build_objective
 from ressl_keras.method.optimizers import build_optimizer, warmup_cosine
 from ressl_keras.method.ressl import ReSSL
-from ressl_keras.training import backbones
+from ressl_keras.training import backbones, initial
 
 # Fewer steps than these teach next to nothing.
 _FEW_STEPS = 200
@@ -148,13 +148,24 @@ def build_model(config, plan, jit_compile=False, own_views=(None, None), network
 def _backbone(config, size, network):
     """The backbone, named by the settings or given."""
     synchronized = config.batch_norm == "synchronized"
+    mode = config.init_preprocessing if config.init else "own"
     if network is None:
-        shape = size, size, 3
-        return build_backbone(
-            config.backbone, shape, config.width, synchronized, config.patch_size
+        backbone = build_backbone(
+            config.backbone,
+            (size, size, 3),
+            config.width,
+            synchronized,
+            config.patch_size,
+            with_preprocessing=mode == "none",
         )
-    network = backbones.in_policy(network, size)
-    return synchronize(network) if synchronized else network
+    else:
+        network = backbones.in_policy(network, size)
+        backbone = synchronize(network) if synchronized else network
+    scaling = initial.scaling(mode)
+    if scaling is None:
+        return backbone
+    images = keras.Input(backbone.input_shape[1:])
+    return keras.Model(images, backbone(scaling(images)), name=backbone.name)
 
 
 def compile_model(model, config, plan, jit_compile=False):

@@ -39,6 +39,7 @@ from ressl_keras.training.callbacks import (
     StopOnNaN,
     Throughput,
 )
+from ressl_keras.training.initial import preprocessing_of, start_from
 from ressl_keras.training.precision import choose_precision
 from ressl_keras.training.preview import preview
 from ressl_keras.training.progress import Progress, overview
@@ -100,6 +101,11 @@ def pretrain(
     plan = make_plan(config, dataset.pretrain, replicas)
     folder.prepare()
     config = _with_precision(config, folder, strategy, log)
+    if config.init and config.init_preprocessing == "auto":
+        chosen = folder.chosen(type(config), "init_preprocessing")
+        config = dataclasses.replace(
+            config, init_preprocessing=chosen or preprocessing_of(config)
+        )
     folder.check_config(config)
     keras.utils.set_random_seed(config.seed)
     with strategy.scope():
@@ -114,6 +120,8 @@ def pretrain(
         if network is not None and ":" not in config.backbone:
             keep_network(network, folder)
     first_step = _restore(model, folder, strategy)
+    if config.init and not first_step:
+        start_from(model, config, log)
     if first_step >= plan.total_steps and chief and folder.has_encoder():
         log(f"The run is finished, at step {first_step}; nothing is left to train.")
         return folder.encoder
@@ -290,7 +298,7 @@ def _with_precision(config, folder, strategy, log):
     """The settings with a dtype policy in place of `auto`, the same on all workers."""
     if config.precision != "auto":
         return config
-    chosen = folder.chosen_precision(type(config))
+    chosen = folder.chosen(type(config), "precision")
     if chosen is None:
         chosen = choose_precision(log)
         votes = distribution.gather(strategy, int(chosen == "mixed_bfloat16"))
