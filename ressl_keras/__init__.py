@@ -14,6 +14,7 @@ from ressl_keras.version import __version__
 # Public name: the module that defines it.
 _MODULES = {
     "Config": "config",
+    "Dataset": "data.datasets",
     "FeatureQueue": "method.queue",
     "InfoNCE": "method.objectives",
     "ReSSL": "method.ressl",
@@ -27,6 +28,7 @@ _MODULES = {
     "encode": "encoders.embed",
     "evaluate": "evaluation.protocols",
     "export_encoder": "training.exporting",
+    "images_from": "data.own",
     "load_dataset": "data.datasets",
     "load_encoder": "encoders.encoder",
     "losses": "method.losses",

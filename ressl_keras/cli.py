@@ -28,8 +28,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 _WIDTH = 80
 # The order in which the help shows groups; others follow.
-_GROUPS = ("Run", "Runs", "Encoder", "Data", "Model", "Method", "Protocol")
-_GROUPS += ("Training", "Devices", "Output")
+_GROUPS = ("Run", "Runs", "Encoder", "Data", "Model", "Method", "Augmentation")
+_GROUPS += ("Protocol", "Training", "Devices", "Output")
 _ENDING = ".flags"
 
 

@@ -2,11 +2,18 @@
 
 import dataclasses
 
+from ressl_keras.augmentations import NAMES, SETS, view_augmentations
 from ressl_keras.errors import UsageError
 from ressl_keras.settings import Options, setting
 
 # Objectives by name, and the teacher's view of each unless another is given.
 METHODS = {"ressl": "weak", "moco_v2": "strong"}
+# Optimizers by name, and the defaults that follow from each.
+OPTIMIZERS = {
+    "sgd": {"learning_rate": 0.06, "weight_decay": 5e-4},
+    "adamw": {"learning_rate": 0.001, "weight_decay": 0.05},
+    "lamb": {"learning_rate": 0.001, "weight_decay": 0.05},
+}
 VIEWS = ("weak", "strong")
 REFERENCES = ("queue", "batch")
 BATCH_NORMS = ("per_replica", "shuffled", "synchronized")
@@ -17,7 +24,33 @@ PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(Options):
+class ImageOptions(Options):
+    """How files become pixels, in training, evaluation and serving alike."""
+
+    exif_orientation: bool = setting(
+        True, "Turn images as their EXIF data says, as photo tools do.", group="Data"
+    )
+    value_range: tuple[float, ...] | None = setting(
+        None,
+        "Values of 16-bit images that become black and white, such as 0,4095. "
+        "Default: the smallest and the largest of each image.",
+        group="Data",
+        length=2,
+        low=-(2.0**32),
+        high=2.0**32,
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.value_range and self.value_range[0] > self.value_range[1]:
+            low, high = self.value_range
+            raise UsageError(
+                f"value_range must be two ascending numbers; got {low},{high}."
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(ImageOptions):
     """The settings of `pretrain`; the flags have the same names.
 
     Raises:
@@ -51,7 +84,8 @@ class Config(Options):
         "resnet18_small",
         "Encoder: resnet10_small, resnet18_small or resnet34_small for images of up "
         "to about 96 pixels; resnet18, resnet34, resnet50, resnet101; or a "
-        "keras.applications network such as MobileNetV3Small.",
+        "keras.applications network such as MobileNetV3Small; vit_tiny or vit_small; "
+        "or your own, NETWORK.keras or MODULE:FUNCTION.",
         group="Model",
         first=True,
     )
@@ -59,6 +93,29 @@ class Config(Options):
         64, "Channels of the first stage of a small ResNet.", group="Model", low=1,
         high=4096,
     )  # fmt: skip
+    init: str | None = setting(
+        None,
+        "Start from these weights: a run, an encoder, any .keras image model whose "
+        "layers fit; or imagenet, for a keras.applications network.",
+        group="Model",
+        first=True,
+    )
+    init_preprocessing: str = setting(
+        "auto",
+        "What the network of --init expects to be done to images in 0-255, as "
+        "keras.applications names it. own: what encoders of this package do. auto: as "
+        "the file or the network says.",
+        group="Model",
+        choices=("auto", "own", "none", "tf", "torch", "caffe"),
+    )
+    patch_size: int | None = setting(
+        None,
+        "Side of a vision transformer's patches in pixels. Default: the largest of 4, "
+        "8 and 16 that makes eight or more a side.",
+        group="Model",
+        low=1,
+        high=256,
+    )
     hidden_dim: int = setting(
         512, "Units of the projector's hidden layer.", group="Model", low=1, high=65536
     )
@@ -102,11 +159,31 @@ class Config(Options):
         group="Method",
         choices=tuple(METHODS),
     )
+    augmentation: str = setting(
+        "photo",
+        "Random operations of the views: photo; gray for radiographs and microscopy, "
+        "without colour jitter of hue and saturation; or overhead, with turns and both "
+        "flips. --preview shows them.",
+        group="Augmentation",
+        first=True,
+        choices=tuple(SETS),
+    )
+    student_augmentation: tuple[str, ...] | None = setting(
+        None,
+        "What the student's view changes of the set, such as hue:0.05,solarize:0.2. "
+        f"Parameters: {', '.join(NAMES)}.",
+        group="Augmentation",
+    )
+    teacher_augmentation: tuple[str, ...] | None = setting(
+        None,
+        "The same for the teacher's view.",
+        group="Augmentation",
+    )
     teacher_view: str | None = setting(
         None,
         "Augmentation of the teacher's view. Default: weak for ressl, strong for "
         "moco_v2.",
-        group="Method",
+        group="Augmentation",
         choices=VIEWS,
     )
     references: str = setting(
@@ -162,9 +239,34 @@ class Config(Options):
         low=1,
         high=1000000,
     )
-    learning_rate: float = setting(
-        0.06,
-        "Peak learning rate at batch size 256; scaled linearly with the batch size.",
+    optimizer: str = setting(
+        "sgd",
+        "Optimizer; adamw is the usual one of vision transformers.",
+        group="Training",
+        choices=tuple(OPTIMIZERS),
+    )
+    sgd_momentum: float = setting(
+        0.9, "Momentum of sgd.", group="Training", low=0, high=0.9999
+    )
+    adam_betas: tuple[float, ...] = setting(
+        (0.9, 0.999),
+        "Decay rates of the two averages of adamw and lamb.",
+        group="Training",
+        length=2,
+        low=0,
+        high=0.999999,
+    )
+    gradient_clip: float = setting(
+        0.0,
+        "Largest norm of the gradients of all weights together; 0: any.",
+        group="Training",
+        low=0,
+        high=1000000,
+    )
+    learning_rate: float | None = setting(
+        None,
+        "Peak learning rate at batch size 256; scaled linearly with the batch size. "
+        "Default: 0.06 for sgd, 0.001 for adamw and lamb.",
         group="Training",
         first=True,
         low=0,
@@ -185,10 +287,10 @@ class Config(Options):
         low=1,
         high=10**9,
     )
-    weight_decay: float = setting(
-        5e-4,
-        "L2 weight decay, added to the gradient of all weights but biases and "
-        "batch-norm scales.",
+    weight_decay: float | None = setting(
+        None,
+        "Weight decay of all weights but biases and scales of norms; for sgd L2, added "
+        "to the gradient. Default: 0.0005 for sgd, 0.05 for adamw and lamb.",
         group="Training",
         low=0,
         high=10,
@@ -269,3 +371,16 @@ class Config(Options):
                 "references=batch needs a batch_size of at least 2: an image is not a "
                 "reference of itself."
             )
+        for name, default in OPTIMIZERS[self.optimizer].items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, default)
+        self.view_augmentations()
+
+    def view_augmentations(self):
+        """The teacher's and the student's `Augmentation`."""
+        return view_augmentations(
+            self.augmentation,
+            self.teacher_view or METHODS[self.method],
+            self.student_augmentation,
+            self.teacher_augmentation,
+        )

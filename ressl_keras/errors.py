@@ -11,22 +11,28 @@ class UsageError(ValueError):
     """
 
 
-def closest(name, names, count=3):
+def closest(name, names, count=3, first=()):
     """A hint at the known names most like an unknown one, ignoring case.
 
     Args:
         name: the unknown name.
         names: the known names; of several alike, earlier ones come first.
         count: names to hint at.
+        first: names that come before the others in the hint.
 
     Returns:
         A sentence.
     """
-    known = {candidate.lower(): candidate for candidate in names}
+    names, known = list(names), {}
+    for candidate in names:
+        known.setdefault(candidate.lower(), candidate)
     matches = difflib.get_close_matches(name.lower(), known, n=count, cutoff=0.5)
     if not matches:
         return f"Known are {', '.join(sorted(names)[:40])}."
-    return f"Did you mean {' or '.join(known[match] for match in matches)}?"
+    found = [known[match] for match in matches]
+    if first:
+        found.sort(key=lambda candidate: candidate not in first)
+    return f"Did you mean {' or '.join(found)}?"
 
 
 def printable(text):

@@ -28,6 +28,7 @@ class RunFolder:
     Attributes:
         flags: the effective settings, a flagfile.
         metrics: one row per epoch, CSV.
+        network: the network that the run began with, where it is the user's own.
         encoder: the student's backbone, a Keras file.
         description: facts about the encoder, JSON.
         evaluation: accuracies, JSON.
@@ -45,6 +46,7 @@ class RunFolder:
         self.path = str(path)
         self.flags = self._inside("flags.txt")
         self.metrics = self._inside("metrics.csv")
+        self.network = self._inside("network.keras")
         self.encoder = self._inside("encoder.keras")
         self.description = self._inside("encoder.json")
         self.evaluation = self._inside("evaluation.json")
@@ -154,8 +156,7 @@ class RunFolder:
         """The settings to resume the run here with; None where there is none.
 
         Args:
-            config: `Config` or a subclass. The precision `auto` becomes the one that
-                the run chose.
+            config: `Config` or a subclass. What is `auto` becomes what the run chose.
 
         Raises:
             UsageError: if the folder holds checkpoints of a run with other settings,
@@ -164,8 +165,12 @@ class RunFolder:
         if not (self.is_run() and self.has_checkpoints()):
             return None
         before = self.read_config(type(config))
-        if config.precision == "auto":
-            config = dataclasses.replace(config, precision=before.precision)
+        chosen = {
+            name: getattr(before, name)
+            for name, known in settings_of(type(config)).items()
+            if getattr(config, name) == "auto" and not known.resumable
+        }
+        config = dataclasses.replace(config, **chosen)
         then, now = [], []
         for name, known in settings_of(type(config)).items():
             old, new = getattr(before, name), getattr(config, name)

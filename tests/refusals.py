@@ -98,7 +98,7 @@ def words():
 
 
 def main(folder, examples):
-    pretrain._prepare = start
+    pretrain._Run.prepare = start
     # Drawing the images is no part of what is measured.
     shapes = datasets.load_dataset("shapes")
     datasets.load_dataset = lambda *arguments, **options: shapes

@@ -9,6 +9,8 @@ import pytest
 import tensorflow as tf
 
 from ressl_keras import UsageError, build_backbone, build_projector
+from ressl_keras.commands import train
+from ressl_keras.commands.train import TrainOptions
 from ressl_keras.method import networks
 
 
@@ -144,3 +146,24 @@ def test_every_listed_name_is_known():
     names = networks.backbone_names()
     assert {"resnet18_small", "resnet50", "EfficientNetB0"} <= set(names)
     assert names == sorted(names)
+
+
+@pytest.mark.parametrize(
+    "typed, hint",
+    [
+        ("resnet18_smal", "resnet18_small or resnet10_small or resnet34_small"),
+        ("resnet50_v2", "resnet50 or "),
+        ("MobileNetV3", "MobileNet"),
+    ],
+)
+def test_the_nearest_backbones_are_named_own_ones_first(typed, hint):
+    with pytest.raises(UsageError, match=f"Did you mean {hint}"):
+        networks.check_backbone(typed)
+
+
+def test_an_unknown_backbone_fails_before_any_image_is_read(tmp_path):
+    options = TrainOptions(
+        backbone="resnet81", data_dir=str(tmp_path / "nowhere"), workdir=str(tmp_path)
+    )
+    with pytest.raises(UsageError, match="Unknown backbone 'resnet81'"):
+        train.run(options)

@@ -20,7 +20,7 @@ def another(known):
     if known.type is bool:
         return not known.default
     if known.type is str:
-        return "other"
+        return ("hue:0.05", "blur:0.2") if known.listed else "other"
     value = known.type(known.low if known.low is not None else known.high)
     if known.listed:
         return (value,) * (known.length or 2)
@@ -46,7 +46,8 @@ def test_a_setting_is_a_flag_is_documented_and_survives_write_and_read(name, tmp
 def test_every_number_has_finite_bounds(name):
     known = SETTINGS[name]
     assert known.high is not None and None in (known.low, known.above)
-    for value in (float("nan"), float("inf"), known.high + 1, -1):
+    lowest = known.low if known.low is not None else known.above
+    for value in (float("nan"), float("inf"), known.high + 1, lowest - 1):
         with pytest.raises(UsageError, match=f"{name} must be"):
             TrainOptions(**{name: (value,) * 2 if known.listed else value})
 

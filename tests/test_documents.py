@@ -156,6 +156,9 @@ def test_training_runs(words, random, monkeypatch, tmp_path):
     monkeypatch.setattr(build, "build_backbone", tiny.build_backbone)
     # All but the steps, which test_flagfiles takes.
     monkeypatch.setattr(pretrain._Run, "train", lambda *_: None)
+    # Weights are neither at hand nor fetched; test_initial starts from some.
+    monkeypatch.setattr(pretrain, "preprocessing_of", lambda config: "own")
+    monkeypatch.setattr(pretrain, "start_from", lambda *_: None)
     train.run(options)
     made = "views.png" if options.preview else "encoder.keras"
     assert (tmp_path / made).exists()

@@ -36,6 +36,7 @@ IMAGE_SIZES = {
     "imagenet_predictor": 224,
     "imagenet_mobilenet": 224,
     "moco_v2": 32,
+    "cifar10_vit": 32,
     "cifar10_cpu": 32,
     "cifar10_cpu_ressl": 32,
     "cifar10_cpu_moco_v2": 32,

@@ -47,6 +47,9 @@ def declared_png(width, height):
         ("JPEG", {"progressive": True, "exif": b"Exif\0\0" + bytes(500)}),
         ("GIF", {}),
         ("BMP", {}),
+        ("WEBP", {}),
+        ("WEBP", {"lossless": True}),
+        ("WEBP", {"exif": b"Exif\0\0" + bytes(50)}),
     ],
 )
 def test_a_still_image_has_the_pixels_that_pillow_wrote(kind, options, size):

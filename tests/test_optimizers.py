@@ -2,9 +2,11 @@
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 
-from ressl_keras import SGD, warmup_cosine
+from ressl_keras import SGD, Config, UsageError, warmup_cosine
+from ressl_keras.method.optimizers import build_optimizer
 
 
 def test_weight_decay_is_part_of_the_gradient_and_spares_vectors(random):
@@ -43,3 +45,66 @@ def test_the_learning_rate_rises_linearly_then_falls_as_a_cosine():
 def test_without_warm_up_the_learning_rate_starts_at_its_peak():
     schedule = warmup_cosine(peak=0.4, total_steps=100)
     np.testing.assert_allclose(schedule(0), 0.4)
+
+
+@pytest.mark.parametrize("name, kind", [("adamw", "AdamW"), ("lamb", "Lamb")])
+def test_adaptive_optimizers_are_those_of_keras_and_spare_norms_and_biases(
+    name, kind, random
+):
+    def variables():
+        keras.utils.set_random_seed(0)
+        heads = keras.layers.MultiHeadAttention(2, 3)
+        heads.build((None, 4, 6), (None, 4, 6))  # its biases have two axes
+        norm = keras.layers.LayerNormalization()
+        norm.build((None, 6))
+        return [*heads.trainable_variables, *norm.trainable_variables]
+
+    ours, theirs = variables(), variables()
+    kernels = {v.path for v in ours if v.name == "kernel"}
+    optimizer = build_optimizer(name, 0.01, 0.3, betas=(0.8, 0.95))
+    reference = getattr(keras.optimizers, kind)(
+        0.01, weight_decay=0.3, beta_1=0.8, beta_2=0.95
+    )
+    reference.exclude_from_weight_decay([v for v in theirs if v.name != "kernel"])
+    for _ in range(3):
+        gradients = [random.normal(size=v.shape).astype("float32") for v in ours]
+        optimizer.apply([tf.constant(g) for g in gradients], ours)
+        reference.apply([tf.constant(g) for g in gradients], theirs)
+    assert len(kernels) == 4
+    for one, other in zip(ours, theirs):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+    config = keras.saving.serialize_keras_object(optimizer)
+    again = keras.saving.deserialize_keras_object(config)
+    assert type(again) is type(optimizer) and again.weight_decay == 0.3
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_gradients_are_clipped_by_the_norm_of_the_global_batch(replicas, random):
+    gradients = random.normal(size=[replicas, 3, 4]).astype("float32")
+    (clipped,), _ = tf.clip_by_global_norm([gradients.sum(axis=0)], 0.7)
+    strategy = tf.distribute.MirroredStrategy(
+        [f"CPU:{index}" for index in range(replicas)]
+    )
+    with strategy.scope():
+        variable = keras.Variable(np.zeros([3, 4], "float32"))
+        optimizer = build_optimizer("sgd", 1.0, momentum=0.0, clip=0.7)
+        optimizer.build([variable])
+
+    @tf.function
+    def step():
+        index = tf.distribute.get_replica_context().replica_id_in_sync_group
+        optimizer.apply([tf.constant(gradients)[index]], [variable])
+
+    strategy.run(step)
+    np.testing.assert_allclose(variable.numpy(), -clipped, atol=1e-6)
+
+
+def test_the_optimizer_brings_defaults_that_a_setting_replaces():
+    config = Config(optimizer="adamw")
+    assert (config.learning_rate, config.weight_decay) == (0.001, 0.05)
+    assert (Config().learning_rate, Config().weight_decay) == (0.06, 5e-4)
+    assert Config(optimizer="lamb", learning_rate=0.02).learning_rate == 0.02
+    # What an earlier version wrote stands for the same.
+    assert Config.from_flags(["--learning_rate=0.06"]) == Config()
+    with pytest.raises(UsageError, match="Did you mean adamw"):
+        build_optimizer("adam", 0.1)

@@ -19,9 +19,9 @@ from packaging.utils import canonicalize_name
 import ressl_keras
 
 PUBLIC = """
-Config FeatureQueue InfoNCE ReSSL Relation SGD UsageError View WarmUp build_backbone
-build_projector encode evaluate export_encoder load_dataset load_encoder losses
-pretrain strong_view views warmup_cosine weak_view
+Config Dataset FeatureQueue InfoNCE ReSSL Relation SGD UsageError View WarmUp
+build_backbone build_projector encode evaluate export_encoder images_from load_dataset
+load_encoder losses pretrain strong_view views warmup_cosine weak_view
 """
 WHOLE = {"losses", "views"}  # modules
 # Each package may import those at its right, and the modules beside them.
@@ -116,8 +116,12 @@ def test_every_registered_object_is_made_again_from_its_configuration():
         layers.RandomColorJitter(),
         layers.RandomGrayscale(),
         layers.RandomGaussianBlur(),
+        layers.RandomSolarize(),
+        layers.RandomTurn(),
         ressl_keras.strong_view(8),
         optimizers.SGD(0.1, l2=1e-3),
+        optimizers.AdamW(0.1),
+        optimizers.Lamb(0.1),
         queue.FeatureQueue(8, 4),
         normalization.FusedBatchNormalization(keras.layers.BatchNormalization()),
         objectives.Relation(0.2, 0.1),

@@ -128,7 +128,8 @@ def test_the_table_says_what_is_trained_on_what():
         Plan(8, steps_per_epoch=15, total_steps=30),
     )
     assert table.split("\n") == [
-        "data       drawn, 4 images of 8 pixels, 2 classes, in memory (0 MiB)",
+        "data       drawn, 4 images of 8 pixels, in memory (0 MiB)",
+        "labels     2 classes (a, b), 4 images held out",
         "model      dense, 12 parameters, 3 features",
         "steps      30 of 2 images, 15 per epoch",
         "devices    1 CPU, 2 images each",

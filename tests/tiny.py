@@ -5,7 +5,14 @@ import keras
 from ressl_keras import SGD, ReSSL, build_projector, views
 
 
-def build_backbone(name=None, input_shape=(8, 8, 3), width=4, synchronized=False):
+def build_backbone(
+    name=None,
+    input_shape=(8, 8, 3),
+    width=4,
+    synchronized=False,
+    patch_size=None,
+    with_preprocessing=False,
+):
     """One convolution and one batch norm, in place of any named backbone."""
     images = keras.Input(input_shape)
     x = keras.layers.Conv2D(width, 3, padding="same", use_bias=False)(images)

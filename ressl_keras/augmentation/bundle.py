@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from ressl_keras.augmentation import layers
 from ressl_keras.augmentation.views import crop_scale
+from ressl_keras.augmentations import view_augmentations
 from ressl_keras.errors import UsageError
 
 # Number of the shuffling among the draws of a step, far from those of the views.
@@ -80,13 +81,15 @@ class GeometricViews:
         image_size: side of the teacher's view in pixels.
         crops: sides of the student's views; by default one like the teacher's.
         seed: integer seed.
+        augmentations: as in `build_views`.
 
     Attributes:
         operations: list of `RandomResizedCropAndFlip`, the teacher's first.
     """
 
-    def __init__(self, image_size, crops=None, seed=0):
-        self.operations, self.seed = crops_and_flips(image_size, crops), seed
+    def __init__(self, image_size, crops=None, seed=0, augmentations=None):
+        self.operations = crops_and_flips(image_size, crops, augmentations)
+        self.seed = seed
 
     def draws(self, step, count, first=0):
         """Draws of all views for consecutive images of the global batch.
@@ -108,43 +111,50 @@ class GeometricViews:
         )
 
 
-def build_views(image_size, crops=None, teacher_view="weak", same_size=True):
+def build_views(image_size, crops=None, augmentations=None, same_size=True):
     """The views that a training step makes.
 
     Args:
         image_size: side of the teacher's view in pixels.
         crops: sides of the student's views; by default one like the teacher's.
-        teacher_view: `weak` or `strong`.
+        augmentations: the teacher's and the student's `Augmentation`; by default the
+            weak and the strong view's.
         same_size: whether the images have one size. If not, `GeometricViews` makes the
             geometric part while reading, and only the rest is left.
 
     Returns:
         Tuple of the teacher's `View` and a list of the student's.
     """
-    geometric = crops_and_flips(image_size, crops)
+    weak, strong = augmentations or view_augmentations()
+    geometric = crops_and_flips(image_size, crops, augmentations)
     teacher, *students = [[each] if same_size else [] for each in geometric]
-    if teacher_view == "strong":
-        teacher += layers.photometric_operations()
-    return layers.View(teacher), [
-        layers.View([*operations, *layers.photometric_operations()])
+    return layers.View([*teacher, *layers.photometric_operations(weak)]), [
+        layers.View([*operations, *layers.photometric_operations(strong)])
         for operations in students
     ]
 
 
-def crops_and_flips(image_size, crops=None):
+def crops_and_flips(image_size, crops=None, augmentations=None):
     """The geometric operation of each view, the teacher's first.
 
     Args:
         image_size: side of the teacher's view in pixels.
         crops: sides of the student's views; by default one like the teacher's.
+        augmentations: as in `build_views`.
 
     Returns:
         List of `RandomResizedCropAndFlip`.
     """
-    return [
-        layers.RandomResizedCropAndFlip(size, crop_scale(size, image_size))
-        for size in (image_size, *(crops or [image_size]))
-    ]
+    teacher, student = augmentations or view_augmentations()
+
+    def crop(size, a):
+        smallest, largest = crop_scale(size, image_size, a.crop_min / a.crop_max)
+        scale = round(smallest * a.crop_max, 3), largest * a.crop_max
+        ratio = a.ratio_min, a.ratio_max
+        return layers.RandomResizedCropAndFlip(size, scale, ratio, a.flip)
+
+    sides = crops or [image_size]
+    return [crop(image_size, teacher), *(crop(side, student) for side in sides)]
 
 
 def pack(batches):

@@ -11,7 +11,8 @@ import math
 import keras
 import tensorflow as tf
 
-from ressl_keras.augmentation import image_ops
+from ressl_keras.augmentation import foreign, image_ops
+from ressl_keras.augmentations import Augmentation
 
 # ImageNet's mean and standard deviation of each channel, on the scale 0-1.
 MEAN = (0.485, 0.456, 0.406)
@@ -213,6 +214,62 @@ class RandomGaussianBlur(_RandomOperation):
 
 
 @keras.saving.register_keras_serializable("ressl_keras")
+class RandomSolarize(_RandomOperation):
+    """Inverts the bright half of the values of some images (arXiv 2006.07733).
+
+    Args:
+        probability: share of the images that are changed.
+    """
+
+    def __init__(self, probability=0.2, **kwargs):
+        super().__init__(**kwargs)
+        self.probability = float(probability)
+
+    def call(self, images, seed, first=0):
+        apply = _uniform(seed, tf.shape(images)[0], first, 1)[:, 0] < self.probability
+        apply = apply[:, tf.newaxis, tf.newaxis, tf.newaxis]
+        return tf.where(apply & (images > 0.5), 1 - images, images)
+
+    def get_config(self):
+        return {**super().get_config(), "probability": self.probability}
+
+
+@keras.saving.register_keras_serializable("ressl_keras")
+class RandomTurn(_RandomOperation):
+    """Mirrors some images top to bottom, and turns some by quarter turns.
+
+    Args:
+        vertical_flip: share of the images that are mirrored.
+        turn: share of the images that are turned by one, two or three quarters, each
+            as likely; the images must be square.
+    """
+
+    def __init__(self, vertical_flip=0.5, turn=0.75, **kwargs):
+        super().__init__(**kwargs)
+        self.vertical_flip, self.turn = float(vertical_flip), float(turn)
+
+    def call(self, images, seed, first=0):
+        uniform = _uniform(seed, tf.shape(images)[0], first, 3)
+        uniform = uniform[:, :, tf.newaxis, tf.newaxis, tf.newaxis]
+        mirrored = uniform[:, 0] < self.vertical_flip
+        images = tf.where(mirrored, images[:, :, ::-1], images)
+        if not self.turn:
+            return images
+        quarters = 1 + tf.cast(3 * uniform[:, 2], tf.int32)
+        quarters = tf.where(uniform[:, 1] < self.turn, quarters, 0)
+        images = tf.where(quarters >= 2, images[:, :, ::-1, ::-1], images)
+        turned = tf.transpose(images, [0, 1, 3, 2])[:, :, ::-1]
+        return tf.where(quarters % 2 == 1, turned, images)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "vertical_flip": self.vertical_flip,
+            "turn": self.turn,
+        }
+
+
+@keras.saving.register_keras_serializable("ressl_keras")
 class View(keras.layers.Layer):
     """Random operations in sequence, then normalisation.
 
@@ -220,8 +277,11 @@ class View(keras.layers.Layer):
     images are only normalised.
 
     Args:
-        operations: list of layers called as `operation(images, seed=, first=)` on
-            float images [batch, 3, height, width] in 0-1.
+        operations: list of layers. One whose `call` has an argument `seed` is called
+            as `operation(images, seed=, first=)` on float images [batch, 3, height,
+            width] in 0-1. Any other, such as a preprocessing layer of Keras, is called
+            on channels-last images in 0-1, and its seed generators are set from the
+            seed of the step.
         mean: mean of each channel, on the scale 0-1.
         std: standard deviation of each channel, on the scale 0-1.
         seed: integer seed of the draws when a call brings none.
@@ -260,7 +320,10 @@ class View(keras.layers.Layer):
         planes = image_ops.to_planes(images)
         for index, operation in enumerate(self.operations):
             fold = tf.random.experimental.stateless_fold_in(seed, index)
-            planes = operation(planes, seed=fold, first=first)
+            if foreign.takes_seed(operation):
+                planes = operation(planes, seed=fold, first=first)
+            else:
+                planes = foreign.apply(operation, planes, fold, first)
         images = image_ops.to_pixels(planes, self.mean, self.std)
         return tf.cast(images, self.compute_dtype)
 
@@ -268,7 +331,10 @@ class View(keras.layers.Layer):
         batch, height, width, channels = images_shape
         shape = (batch, channels, height, width)
         for operation in self.operations:
-            shape = operation.compute_output_shape(shape)
+            if foreign.takes_seed(operation):
+                shape = operation.compute_output_shape(shape)
+            else:
+                shape = foreign.output_shape(operation, shape)
         batch, channels, height, width = shape
         return (batch, height, width, channels)
 
@@ -284,6 +350,22 @@ class View(keras.layers.Layer):
         }
 
 
-def photometric_operations():
-    """The operations of the strong view that keep every pixel in its place."""
-    return [RandomColorJitter(), RandomGrayscale(), RandomGaussianBlur()]
+def photometric_operations(augmentation=Augmentation()):  # noqa: B008, immutable
+    """The operations of a view that follow the crop; by default the strong view's.
+
+    Args:
+        augmentation: `Augmentation`. What has probability zero is left out.
+
+    Returns:
+        List of layers.
+    """
+    a = augmentation
+    color = RandomColorJitter(a.brightness, a.contrast, a.saturation, a.hue, a.jitter)
+    operations = {
+        color: a.jitter,
+        RandomGrayscale(a.grayscale): a.grayscale,
+        RandomGaussianBlur((a.blur_min, a.blur_max), a.blur): a.blur,
+        RandomSolarize(a.solarize): a.solarize,
+        RandomTurn(a.vertical_flip, a.turn): a.vertical_flip or a.turn,
+    }
+    return [operation for operation, share in operations.items() if share]

@@ -23,6 +23,8 @@ from ressl_keras.augmentation.layers import (
     RandomGaussianBlur,
     RandomGrayscale,
     RandomResizedCropAndFlip,
+    RandomSolarize,
+    RandomTurn,
     View,
     photometric_operations,
 )
@@ -34,6 +36,8 @@ __all__ = [
     "RandomGaussianBlur",
     "RandomGrayscale",
     "RandomResizedCropAndFlip",
+    "RandomSolarize",
+    "RandomTurn",
     "View",
     "adjust_brightness",
     "adjust_contrast",
@@ -190,7 +194,7 @@ def strong_view(size: int, scale: Sequence[float] = (0.2, 1.0), **kwargs) -> Vie
 _PAPER_CROPS = {192 / 224: 0.86, 160 / 224: 0.715, 128 / 224: 0.571, 96 / 224: 0.429}
 
 
-def crop_scale(size, image_size):
+def crop_scale(size, image_size, smallest=0.2):
     """Shares of the image's area that a crop of the multi-crop recipe may cover.
 
     They shrink with the side of the crop, so that its pixels stay about as large: 0.2-1
@@ -200,9 +204,10 @@ def crop_scale(size, image_size):
     Args:
         size: side of the crop in pixels.
         image_size: side of the teacher's view in pixels.
+        smallest: smallest share as a part of the largest.
 
     Returns:
         (smallest, largest) share.
     """
     largest = _PAPER_CROPS.get(size / image_size, min(size / image_size, 1.0))
-    return round(0.2 * largest, 3), largest
+    return round(smallest * largest, 3), largest

@@ -2,17 +2,19 @@
 
 import dataclasses
 
-from ressl_keras.settings import Options, setting
+from ressl_keras.config import ImageOptions
+from ressl_keras.settings import setting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DataOptions(Options):
+class DataOptions(ImageOptions):
     """A data set and where it is."""
 
-    dataset: str = setting(
-        "shapes",
+    dataset: str | None = setting(
+        None,
         "Images: 'shapes' (drawn, needs no files), 'folder' (a tree of images under "
-        "--data_dir), or the name of a TensorFlow Datasets image set.",
+        "--data_dir), or the name of a TensorFlow Datasets image set. Default: folder "
+        "if --data_dir is given, else shapes.",
         group="Data",
         first=True,
     )
@@ -24,6 +26,34 @@ class DataOptions(Options):
         path=True,
         resumable=True,
     )
+    labels: str = setting(
+        "folders",
+        "Classes of a folder's images, used only to evaluate: 'folders' (sub-folders "
+        "are classes), 'none' (learn from all images, hold none out), or a CSV file "
+        "with a file and a label in each row.",
+        group="Data",
+        first=True,
+    )
     download: bool = setting(
         True, "Let TensorFlow Datasets download.", group="Data", resumable=True
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.dataset is None:
+            chosen = "folder" if self.data_dir else "shapes"
+            object.__setattr__(self, "dataset", chosen)
+
+    def load(self, **options):
+        """The data set; `options` are further arguments of `load_dataset`."""
+        from ressl_keras.data.datasets import load_dataset
+
+        return load_dataset(
+            self.dataset,
+            self.data_dir,
+            self.download,
+            labels=self.labels,
+            exif_orientation=self.exif_orientation,
+            value_range=self.value_range,
+            **options,
+        )

@@ -97,7 +97,7 @@ def main():
 
 def evaluate(options):
     """Judges an encoder as the options say."""
-    from ressl_keras.data import checking, datasets
+    from ressl_keras.data import checking
     from ressl_keras.encoders import encoder as encoders
     from ressl_keras.evaluation import judgement
 
@@ -109,7 +109,7 @@ def evaluate(options):
     if os.path.isdir(output) or not os.path.basename(output):
         raise UsageError(f"--output={output} is a folder; give a JSON file.")
     RunFolder(os.path.dirname(output) or ".").prepare()
-    dataset = datasets.load_dataset(options.dataset, options.data_dir, options.download)
+    dataset = options.load()
     with checking.naming_unreadable(dataset.files):
         judgement.judge(
             encoder,

@@ -101,13 +101,14 @@ def train(options):
 
 def run(options):
     """One run, from the data set to the report."""
-    from ressl_keras.data import checking, datasets
+    from ressl_keras.data import checking
     from ressl_keras.evaluation import judgement
-    from ressl_keras.training import distribution
+    from ressl_keras.training import backbones, distribution
     from ressl_keras.training.memory import check_memory
     from ressl_keras.training.pretrain import pretrain
     from ressl_keras.training.preview import preview
 
+    backbones.check(options.backbone, options.width)  # before any image is read
     # First of all: TensorFlow accepts no more devices once it has started.
     strategy = distribution.make_strategy(options.strategy, options.devices)
     chief = distribution.is_chief(strategy)
@@ -120,13 +121,7 @@ def run(options):
         # Refused before data are loaded; `pretrain` asks again.
         check_memory(options)
         folder.resumed(options)
-    dataset = datasets.load_dataset(
-        options.dataset,
-        options.data_dir,
-        options.download,
-        options.check_images,
-        log=log,
-    )
+    dataset = options.load(check=options.check_images, log=log)
     if dataset.skipped and chief:
         _list_skipped(dataset.skipped, folder, log)
     if options.preview:
@@ -140,8 +135,9 @@ def run(options):
             judgement.judge_run(
                 folder.path, dataset, options.evaluate, cli.command_line(), log
             )
-        log(f"The encoder is {encoder}. To evaluate it:")
-        log(f"  {_evaluation_command(encoder, options)}")
+        what = "evaluate it" if dataset.labelled else "see what it finds alike"
+        log(f"The encoder is {encoder}. To {what}:")
+        log(f"  {_evaluation_command(encoder, dataset, options)}")
     distribution.barrier(strategy)  # the others wait for the chief
 
 
@@ -151,12 +147,16 @@ def _list_skipped(skipped, folder, log):
     log("\n".join(f"  {printable(path)}" for path in skipped[:5]))
 
 
-def _evaluation_command(encoder, options):
-    known = settings_of(TrainOptions)
+def _evaluation_command(encoder, dataset, options):
+    """A command that can be run: without labels it draws neighbours."""
     words = ["ressl-evaluate", f"--encoder={encoder}"]
-    words += [known["dataset"].flag(options.dataset)]
-    words += [known["data_dir"].flag(options.data_dir)]
-    return shlex.join(filter(None, words))
+    for name, known in settings_of(DataOptions).items():
+        value = getattr(options, name)
+        if value != known.default:
+            words.append(known.flag(value))
+    if not dataset.labelled:
+        words.append("--protocol=neighbours")
+    return shlex.join(words)
 
 
 if __name__ == "__main__":

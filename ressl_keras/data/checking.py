@@ -6,7 +6,7 @@ import time
 
 import tensorflow as tf
 
-from ressl_keras.data.decoding import decode
+from ressl_keras.data import decoding
 from ressl_keras.errors import UsageError, printable
 
 # What reading a missing, forbidden or damaged file raises.
@@ -20,7 +20,13 @@ _READ_ERRORS = (
 )
 
 
-def sizes(paths, log=print, clock=time.monotonic, every=10.0):
+def sizes(
+    paths,
+    log=print,
+    clock=time.monotonic,
+    every=10.0,
+    decoder=decoding.DEFAULT,
+):
     """Decodes every image once, several at a time.
 
     Headers are not enough: the end of a file may be missing.
@@ -30,13 +36,14 @@ def sizes(paths, log=print, clock=time.monotonic, every=10.0):
         log: called with a line of text about the progress.
         clock: function that returns seconds.
         every: seconds between two lines of progress.
+        decoder: `decoding.Decoder`.
 
     Returns:
         Dict from path to (height, width), None where it cannot be decoded.
     """
     found = dict.fromkeys(paths)
     said = clock()
-    for count, (index, height, width) in enumerate(_decodable(paths), 1):
+    for count, (index, height, width) in enumerate(_decodable(paths, decoder), 1):
         found[paths[index]] = int(height), int(width)
         if clock() - said >= every:
             said = clock()
@@ -44,13 +51,14 @@ def sizes(paths, log=print, clock=time.monotonic, every=10.0):
     return found
 
 
-def _decodable(paths):
+def _decodable(paths, decoder):
     """Iterates over (index, height, width) of the images that can be decoded."""
     if not paths:
         return ()
 
     def size(index, path):
-        shape = tf.shape(decode(tf.io.read_file(path)), tf.int64)
+        image = decoding.decode(tf.io.read_file(path), decoder)
+        shape = tf.shape(image, tf.int64)
         return tf.stack([index, shape[0], shape[1]])
 
     with tf.device("CPU"):

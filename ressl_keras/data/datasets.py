@@ -8,12 +8,15 @@ import numpy as np
 import tensorflow as tf
 
 from ressl_keras.data import checking, folders, shapes
+from ressl_keras.data import labels as labelling
+from ressl_keras.data.decoding import Decoder
 from ressl_keras.data.images import (
     ArrayImages,
     EncodedImages,
     StreamedImages,
     files_of,
 )
+from ressl_keras.data.own import images_from
 from ressl_keras.errors import UsageError, closest, printable
 
 # Side in pixels of the largest images that are kept in memory decoded. Larger ones take
@@ -33,6 +36,8 @@ class Dataset:
         test: labelled images that are never learned from, or None.
         class_names: list of strings; empty where there are no labels.
         skipped: files that could not be read.
+        decoder: `Decoder` that files were decoded with, also those kept in memory;
+            None where nothing was.
     """
 
     name: str
@@ -41,6 +46,7 @@ class Dataset:
     test: object = None
     class_names: list = dataclasses.field(default_factory=list)
     skipped: list = dataclasses.field(default_factory=list)
+    decoder: Decoder | None = None
 
     @property
     def labelled(self):
@@ -59,6 +65,9 @@ def load_dataset(
     check: bool = True,
     memory_limit: int = 4 * 2**30,
     log: Callable[[str], object] = print,
+    labels: str = labelling.FOLDERS,
+    exif_orientation: bool = True,
+    value_range: tuple[float, float] | None = None,
 ) -> Dataset:
     """Loads a data set.
 
@@ -74,6 +83,12 @@ def load_dataset(
             files in every epoch.
         log: called with a line of text: progress of the check, and what of a folder
             is ignored.
+        labels: what says the classes of a folder's images: `folders`, its sub-folders;
+            `none`, then all images are learned from; or a CSV file of images and
+            labels. `none` also ignores the labels of other data sets.
+        exif_orientation: whether images are turned as their EXIF data says.
+        value_range: values of images of more than 8 bits that become 0 and 255; None
+            takes the smallest and the largest of each image.
 
     Returns:
         A `Dataset`.
@@ -81,19 +96,49 @@ def load_dataset(
     Raises:
         UsageError: if the data set is unknown, absent, or has no readable image.
     """
-    if name == "shapes":
-        train = ArrayImages(*shapes.render(8000, seed=0))
-        test = ArrayImages(*shapes.render(2000, seed=1))
-        return Dataset("shapes", train, train, test, list(shapes.CLASS_NAMES))
+    decoder = Decoder(exif_orientation, value_range)
     if name == "folder":
-        return _load_folder(data_dir, check, memory_limit, log)
-    return _load_tfds(name, data_dir, download, memory_limit)
+        return _load_folder(data_dir, check, memory_limit, log, labels, decoder)
+    if labels not in (labelling.FOLDERS, labelling.NONE):
+        raise UsageError(f"--labels={labels} is for --dataset=folder only.")
+    if name == "shapes":
+        dataset = _draw_shapes(data_dir)
+    else:
+        dataset = _load_tfds(name, data_dir, download, memory_limit, decoder)
+    if labels == labelling.NONE:
+        dataset.train = dataset.test = None
+        dataset.class_names = []
+    return dataset
 
 
-def _load_folder(root, check, memory_limit, log):
-    listing = folders.list_images(root, log)
+def as_dataset(source: object) -> Dataset:
+    """A data set of images alone, unless it is one already.
+
+    Args:
+        source: `Dataset`, or what `images_from` takes.
+    """
+    if isinstance(source, Dataset):
+        return source
+    return Dataset("own images", images_from(source))
+
+
+def _draw_shapes(data_dir):
+    if data_dir:
+        raise UsageError(
+            f"--dataset=shapes reads no files, but --data_dir={data_dir} is given; "
+            "--dataset=folder reads its images."
+        )
+    train = ArrayImages(*shapes.render(8000, seed=0))
+    test = ArrayImages(*shapes.render(2000, seed=1))
+    return Dataset("shapes", train, train, test, list(shapes.CLASS_NAMES))
+
+
+def _load_folder(root, check, memory_limit, log, labels, decoder):
+    if labels not in (labelling.FOLDERS, labelling.NONE):
+        labels = labelling.read_table(labels, root or "")
+    listing = folders.list_images(root, log, with_sets=labels != labelling.NONE)
     paths = [path for path, _ in [*listing.files, *listing.held_out]]
-    sizes = checking.sizes(paths, log) if check else {}
+    sizes = checking.sizes(paths, log, decoder=decoder) if check else {}
     skipped = {path: None for path, size in sizes.items() if size is None}
     readable = dataclasses.replace(
         listing,
@@ -102,31 +147,41 @@ def _load_folder(root, check, memory_limit, log):
     )
     if not readable.files:
         found = f" ({len(skipped)} files could not be decoded)" if skipped else ""
+        others = f"; {listing.others}" if listing.others else ""
         raise UsageError(
-            f"No readable image under {root}{found}; known are "
-            f"{', '.join(folders.SUFFIXES)}."
+            f"No readable image under {root}{found}{others}. Known are "
+            f"{', '.join(folders.SUFFIXES)}. A public data set is named by --dataset."
         )
-    class_names, files, held_out = folders.choose_classes(readable, log)
+    found = labelling.assign(readable, labels, log)
     # Not the whole path: the name goes into files that are passed on.
     name = printable(os.path.basename(os.path.abspath(root)))
     dataset = Dataset(f"folder {name}".strip(), None, skipped=list(skipped))
-    with checking.naming_unreadable(files, log):
-        dataset.pretrain = _images_of(files, class_names, sizes, memory_limit)
-        if class_names:
-            dataset.class_names = list(map(printable, class_names))
-            dataset.train = dataset.pretrain
-            dataset.test = _images_of(held_out, class_names, sizes, memory_limit)
+    dataset.decoder = decoder
+
+    def images(files, class_names):
+        return _images_of(files, class_names, sizes, memory_limit, decoder)
+
+    with checking.naming_unreadable(found.pretrain, log):
+        if found.class_names:
+            dataset.class_names = list(map(printable, found.class_names))
+            dataset.train = images(found.train, found.class_names)
+            dataset.test = images(found.held_out, found.class_names)
+        if found.train == found.pretrain:
+            dataset.pretrain = dataset.train
+        else:
+            dataset.pretrain = images(found.pretrain, [])
     return dataset
 
 
-def _images_of(files, class_names, sizes, memory_limit):
+def _images_of(files, class_names, sizes, memory_limit, decoder):
     """The images of (path, class), in memory where they are small and of one size."""
     paths = [path for path, _ in files]
     labels = None
     if class_names:
         labels = [class_names.index(class_name) for _, class_name in files]
     # Bytes, since a file's name need not be UTF-8.
-    encoded = EncodedImages(list(map(os.fsencode, paths)), labels)
+    sources = list(map(os.fsencode, paths))
+    encoded = EncodedImages(sources, labels, decoder=decoder)
     size, *others = {sizes.get(path) for path in paths}
     if others or not size or max(size) > _LARGEST_KEPT:
         return encoded
@@ -145,7 +200,7 @@ def _kept(encoded, size):
     return ArrayImages(pixels, encoded.labels)
 
 
-def _load_tfds(name, data_dir, download, memory_limit):
+def _load_tfds(name, data_dir, download, memory_limit, decoder):
     import tensorflow_datasets as tfds
 
     try:
@@ -169,11 +224,11 @@ def _load_tfds(name, data_dir, download, memory_limit):
     pretrain_split = "unlabelled" if "unlabelled" in splits else train_split
 
     def images(split):
-        return _tfds_images(builder, split, memory_limit)
+        return _tfds_images(builder, split, memory_limit, decoder)
 
     train = images(train_split)
     pretrain = train if pretrain_split == train_split else images(pretrain_split)
-    dataset = Dataset(name, pretrain)
+    dataset = Dataset(name, pretrain, decoder=decoder)
     for split in ("test", "validation"):
         if split in splits and "label" in builder.info.features:
             test = images(split)
@@ -207,7 +262,7 @@ def _download(builder):
         ) from error
 
 
-def _tfds_images(builder, split, memory_limit):
+def _tfds_images(builder, split, memory_limit, decoder):
     import tensorflow_datasets as tfds
 
     info, features = builder.info.splits[split], builder.info.features
@@ -225,7 +280,7 @@ def _tfds_images(builder, split, memory_limit):
             start = end
         return ArrayImages(images, labels if has_labels else None)
     if info.num_bytes > memory_limit:
-        return StreamedImages(builder, split)
+        return StreamedImages(builder, split, decoder)
     records = builder.as_dataset(
         split=split, decoders={"image": tfds.decode.SkipDecoding()}
     )
@@ -234,4 +289,4 @@ def _tfds_images(builder, split, memory_limit):
         encoded.append(record["image"])
         if has_labels:
             labels.append(record["label"])
-    return EncodedImages(encoded, labels if has_labels else None, in_memory=True)
+    return EncodedImages(encoded, labels if has_labels else None, True, decoder)

@@ -1,38 +1,177 @@
 """Decoding images, and only the part of them that crops need."""
 
+import dataclasses
+import functools
+import io
+
+import numpy as np
 import tensorflow as tf
 
+from ressl_keras.data import orientation as exif
 
-def decode(encoded):
-    """An encoded image (JPEG, PNG, GIF, BMP) as uint8 [height, width, 3], in a graph.
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+# Modes of Pillow with more than 8 bits.
+_DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
-    Gray becomes RGB and an alpha channel is dropped.
+
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+    """How encoded images become pixels; the same in training, evaluation and serving.
+
+    Attributes:
+        exif_orientation: whether images are turned as their EXIF data says.
+        value_range: values of images of more than 8 bits that become 0 and 255; None
+            takes the smallest and the largest of each image.
     """
-    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+
+    exif_orientation: bool = True
+    value_range: tuple[float, float] | None = None
+
+    def orientation(self, encoded):
+        """The orientation to apply to the stored pixels, from 1 to 8."""
+        if not self.exif_orientation:
+            return tf.constant(1)
+        return exif.read_orientation(encoded)
+
+
+DEFAULT = Decoder()
+
+
+def decode(encoded, decoder=DEFAULT, portable=False):
+    """An encoded image as pixels, in a graph.
+
+    JPEG, PNG, GIF, BMP and WebP; of an animation the first image. Gray becomes RGB and
+    an alpha channel is dropped. More than 8 bits are scaled to 0-255.
+
+    Args:
+        encoded: scalar string tensor, the bytes of the file.
+        decoder: `Decoder`.
+        portable: whether the graph must run without Python. If not, Pillow decodes
+            TIFF.
+
+    Returns:
+        uint8 tensor [height, width, 3].
+    """
+    return _traced(decoder, portable)(encoded)
+
+
+@functools.cache
+def _traced(decoder, portable):
+    """A function of an encoded image that is traced once, for all pipelines."""
+
+    @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
+    def decoded(encoded):
+        return _decode(encoded, decoder, portable)
+
+    return decoded
+
+
+def _decode(encoded, decoder, portable):
+    start = tf.strings.substr(encoded, 0, 25) + b"\0" * 25
+
+    def at(position, *texts):
+        part = tf.strings.substr(start, position, len(texts[0]))
+        return tf.reduce_any(part == list(texts))
+
+    # The first chunk of a PNG has the bits of a channel at byte 24. WebP has flags at
+    # byte 20, of which bit 1 says that there are several images.
+    flags = tf.io.decode_raw(tf.strings.substr(start, 20, 1), tf.uint8)[0]
+    animated = at(8, b"WEBPVP8X") & (flags // 2 % 2 == 1)
+    kinds = [
+        (at(0, b"\x89PNG") & at(24, b"\x10"), lambda: _decode_deep(encoded, decoder)),
+        (animated, lambda: _decode_animation(encoded)),
+    ]
+    if not portable:
+        kinds.append((at(0, *_TIFF), lambda: _decode_tiff(encoded, decoder)))
+    image = tf.case(
+        kinds,
+        default=lambda: tf.io.decode_image(
+            encoded, channels=3, expand_animations=False
+        ),
+    )
+    image.set_shape([None, None, 3])
+    if not decoder.exif_orientation:
+        return image
+    return _upright(image, decoder.orientation(encoded))
+
+
+def _upright(image, orientation):
+    image = tf.cond(
+        orientation == 1, lambda: image, lambda: exif.upright(image, orientation)
+    )
     image.set_shape([None, None, 3])
     return image
 
 
-def decode_crops(encoded, boxes, sizes, flips):
+def _decode_deep(encoded, decoder):
+    values = tf.io.decode_png(encoded, channels=3, dtype=tf.uint16)
+    return _scaled(tf.cast(values, tf.float32), decoder)
+
+
+def _decode_animation(encoded):
+    # TensorFlow decodes animated WebP with an alpha channel only.
+    image = tf.io.decode_image(encoded, channels=4, expand_animations=False)
+    return image[..., :3]
+
+
+def _decode_tiff(encoded, decoder):
+    orient = decoder.exif_orientation
+
+    def read(encoded):
+        return _read_tiff(encoded, orient)
+
+    values, deep = tf.numpy_function(
+        read, [encoded], (tf.float32, tf.bool), stateful=False
+    )
+    return tf.cond(
+        deep, lambda: _scaled(values, decoder), lambda: tf.cast(values, tf.uint8)
+    )
+
+
+def _read_tiff(encoded, orient):
+    """Pixels as float32 [height, width, 3], and whether they have more than 8 bits."""
+    from PIL import Image, ImageOps
+
+    with Image.open(io.BytesIO(encoded), formats=["TIFF"]) as image:
+        if orient:
+            image = ImageOps.exif_transpose(image)
+        deep = image.mode in _DEEP_MODES
+        pixels = np.asarray(image if deep else image.convert("RGB"), np.float32)
+    if deep:
+        pixels = np.nan_to_num(np.repeat(pixels[..., np.newaxis], 3, axis=-1))
+    return pixels, np.bool_(deep)
+
+
+def _scaled(values, decoder):
+    """Values of more than 8 bits as uint8; what is outside of the range is clipped."""
+    low, high = decoder.value_range or (tf.reduce_min(values), tf.reduce_max(values))
+    span = tf.maximum(tf.cast(high - low, tf.float32), 1e-20)
+    return tf.cast(
+        tf.round(tf.clip_by_value((values - low) / span, 0, 1) * 255), "uint8"
+    )
+
+
+def decode_crops(encoded, boxes, sizes, flips, decoder=DEFAULT):
     """Crops of an encoded image, resized and flipped, in a graph.
 
     The pixels equal those of `views.resized_crop` on the whole image, rounded. Of a
     JPEG only the smallest window around all boxes is decoded.
 
     Args:
-        encoded: scalar string tensor, the bytes of a JPEG, PNG, GIF or BMP file.
+        encoded: scalar string tensor, the bytes of an image that `decode` takes.
         boxes: function of the image's height and width to an int32 tensor [crops, 4]:
             top, left, height, width in pixels.
         sizes: list of the sides of the results in pixels.
         flips: bool tensor [crops].
+        decoder: `Decoder`.
 
     Returns:
         List of uint8 tensors [size, size, 3].
     """
     pixels, windows = tf.cond(
         tf.io.is_jpeg(encoded),
-        lambda: _decode_jpeg_window(encoded, boxes),
-        lambda: _decode_whole(encoded, boxes),
+        lambda: _decode_jpeg_window(encoded, boxes, decoder),
+        lambda: _decode_whole(encoded, boxes, decoder),
     )
     crops = []
     for index, size in enumerate(sizes):
@@ -42,23 +181,27 @@ def decode_crops(encoded, boxes, sizes, flips):
     return crops
 
 
-def _decode_whole(encoded, boxes):
-    pixels = decode(encoded)
+def _decode_whole(encoded, boxes, decoder):
+    pixels = decode(encoded, decoder)
     height, width, _ = tf.unstack(tf.shape(pixels))
     return pixels, boxes(height, width)
 
 
-def _decode_jpeg_window(encoded, boxes):
-    height, width, _ = tf.unstack(tf.io.extract_jpeg_shape(encoded))
-    windows = boxes(height, width)
+def _decode_jpeg_window(encoded, boxes, decoder):
+    orientation = decoder.orientation(encoded)
+    sides = tf.io.extract_jpeg_shape(encoded)[:2]
+    sides = tf.where(exif.swaps_sides(orientation), sides[::-1], sides)
+    windows = boxes(sides[0], sides[1])
     corners = windows[:, :2]
     # JPEG stores colours at half the resolution and interpolates them. With one more
     # pixel to each side, the rest equals the whole image's.
     start = tf.maximum(tf.reduce_min(corners, axis=0) - 1, 0)
     end = tf.reduce_max(corners + windows[:, 2:], axis=0) + 1
-    end = tf.minimum(end, tf.stack([height, width]))
+    end = tf.minimum(end, sides)
     window = tf.concat([start, end - start], axis=0)
-    pixels = tf.io.decode_and_crop_jpeg(encoded, window, channels=3)
+    stored = exif.stored_window(window, sides, orientation)
+    pixels = tf.io.decode_and_crop_jpeg(encoded, stored, channels=3)
+    pixels = _upright(pixels, orientation)
     return pixels, tf.concat([corners - start, windows[:, 2:]], axis=1)
 
 

@@ -1,12 +1,13 @@
 """The tree of an image folder: which files are images, of which set and class."""
 
+import collections
 import dataclasses
 import os
 import stat
 
 from ressl_keras.errors import UsageError, printable
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
 # Names of folders that are sets of images and never classes, ignoring case.
 _SPLITS = {
@@ -29,20 +30,23 @@ class Listing:
         held_out: the same of the images that are never learned from; empty where the
             folder has no such set.
         names: names of the two sets' folders, empty without such folders.
+        others: how many files of other kinds there are, in words; may be empty.
     """
 
     files: list
     held_out: list = dataclasses.field(default_factory=list)
     names: tuple = ()
+    others: str = ""
 
 
-def list_images(root, log=print):
+def list_images(root, log=print, with_sets=True):
     """Finds the images of a folder.
 
     Args:
         root: the folder. Its sub-folders are `train` and `test` or `validation`, under
             any of the usual names; else they are classes.
         log: called with a line of text about what is ignored.
+        with_sets: whether to look for the two sets; if not, all is one set.
 
     Returns:
         A `Listing`.
@@ -55,16 +59,18 @@ def list_images(root, log=print):
         raise UsageError("--dataset=folder needs --data_dir, the folder of images.")
     if not os.path.isdir(root):
         raise UsageError(f"There is no folder {root}.")
-    splits = _find_splits(root, log)
+    splits = _find_splits(root, log) if with_sets else ()
     folders = [os.path.join(root, name) for name in splits] if splits else [root]
-    paths, passed_over = _walk(folders)
+    paths, others, passed_over = _walk(folders)
     if passed_over:
         log(
             f"{passed_over} links to images or folders that are listed already are "
             "not followed."
         )
+    if others:
+        log(f"{others}.")
     found = [_with_classes(paths, folder, log) for folder in folders]
-    return Listing(*found, names=splits) if splits else Listing(found[0])
+    return Listing(*found, names=splits, others=others)
 
 
 def choose_classes(listing, log=print):
@@ -101,11 +107,16 @@ def choose_classes(listing, log=print):
         )
     # Without a set of its own, every tenth image of the sorted list is held out, in
     # training and in evaluation alike.
-    held_out = files[9::10]
+    train, held_out = hold_out(files)
     if not held_out:
         log("Fewer than ten images: none is held out to evaluate the encoder on.")
         return [], files, []
-    return class_names, [f for i, f in enumerate(files) if i % 10 != 9], held_out
+    return class_names, train, held_out
+
+
+def hold_out(files):
+    """Splits a sorted list: nine of ten to learn from, and every tenth held out."""
+    return [f for i, f in enumerate(files) if i % 10 != 9], files[9::10]
 
 
 def _of_known_classes(listing, class_names, log):
@@ -200,12 +211,13 @@ def _walk(folders):
     so that what they point to keeps the place where it is.
 
     Returns:
-        Tuple of the paths, and the number of links that were not followed.
+        Tuple of the paths, the number of other files in words, and the number of links
+        that were not followed.
     """
     seen = {place for folder in folders for place in _above(folder)}
     seen.difference_update(map(_identity, folders))
     waiting, links, files, file_links = list(folders)[::-1], [], [], []
-    passed_over = 0
+    passed_over, others = 0, collections.Counter()
     while waiting or links:
         links.sort(reverse=True)
         linked = not waiting
@@ -220,10 +232,27 @@ def _walk(folders):
                 (links if entry.is_symlink() else waiting).append(entry.path)
             elif entry.name.lower().endswith(SUFFIXES):
                 (file_links if entry.is_symlink() else files).append(entry)
+            else:
+                others[os.path.splitext(entry.name)[1].lower()] += 1
     # A named pipe or a device is not an image, and reading it may never end.
     paths = [entry.path for entry in files if entry.is_file(follow_symlinks=False)]
-    others = _distinct_links(paths, [entry.path for entry in file_links])
-    return [*paths, *others], passed_over + len(file_links) - len(others)
+    linked = _distinct_links(paths, [entry.path for entry in file_links])
+    passed_over += len(file_links) - len(linked)
+    return [*paths, *linked], _counted(others), passed_over
+
+
+def _counted(endings, most=5):
+    """Such as `9 files passed over: 8 .heic, 1 .txt`."""
+    if not endings:
+        return ""
+    shown = [
+        f"{count:,} {printable(ending) or 'without ending'}"
+        for ending, count in endings.most_common(most)
+    ]
+    rest = endings.total() - sum(count for _, count in endings.most_common(most))
+    shown += [f"{rest:,} others"] if rest else []
+    files = "file" if endings.total() == 1 else "files"
+    return f"{endings.total():,} {files} passed over: {', '.join(shown)}"
 
 
 def _distinct_links(paths, links):

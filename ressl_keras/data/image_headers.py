@@ -14,12 +14,12 @@ def pixel_count(encoded):
     is more.
 
     Args:
-        encoded: scalar string tensor, the bytes of a JPEG, PNG, GIF or BMP file.
+        encoded: scalar string tensor, the bytes of a JPEG, PNG, GIF, BMP or WebP file.
 
     Returns:
         Scalar int64 tensor; 0 for anything else, which the decoder refuses.
     """
-    start = tf.strings.substr(encoded, 0, 26)
+    start = tf.strings.substr(encoded, 0, 30)
     length = tf.strings.length(encoded)
 
     def is_like(signature, at_least):
@@ -32,6 +32,7 @@ def pixel_count(encoded):
             (is_like(b"GIF8", 13), lambda: _gif_pixels(encoded)),
             (is_like(b"BM", 26), lambda: _bmp_pixels(start)),
             (is_like(b"\xff\xd8\xff", 3), lambda: _jpeg_pixels(encoded)),
+            (is_like(b"RIFF", 30), lambda: _webp_pixels(start)),
         ],
         default=lambda: tf.constant(0, tf.int64),
     )
@@ -47,6 +48,34 @@ def _bmp_pixels(start):
     sides = tf.io.decode_raw(tf.strings.substr(start, 18, 8), tf.int32)
     sides = tf.abs(tf.cast(sides, tf.int64))
     return sides[0] * sides[1]
+
+
+def _webp_pixels(start):
+    """Of the canvas: three kinds of first chunk declare it in three ways.
+
+    An animation has one canvas in memory, and TensorFlow decodes its first frame.
+    """
+    content = _bytes_of(start, 0, 30)
+    kind = tf.strings.substr(start, 12, 4)
+
+    def number(first, count, bits):
+        digits = content[first : first + count]
+        value = tf.reduce_sum(
+            digits * tf.constant([2 ** (8 * i) for i in range(count)], tf.int64)
+        )
+        return value % 2**bits
+
+    lossless = number(21, 4, 32)
+    sides = {
+        b"VP8 ": (number(26, 2, 14), number(28, 2, 14)),
+        b"VP8L": (lossless % 2**14 + 1, lossless // 2**14 % 2**14 + 1),
+        b"VP8X": (number(24, 3, 24) + 1, number(27, 3, 24) + 1),
+    }
+    pixels = [
+        tf.where(kind == name, width * height, 0)
+        for name, (width, height) in sides.items()
+    ]
+    return tf.add_n(pixels)
 
 
 def _jpeg_pixels(encoded):

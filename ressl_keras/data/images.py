@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from ressl_keras.data.decoding import decode
+from ressl_keras.data import decoding
 from ressl_keras.errors import UsageError
 
 # Side in pixels that images of different sizes are used at unless another is given.
@@ -59,16 +59,17 @@ class EncodedImages:
             themselves (bytes).
         labels: integer array [count], or None.
         in_memory: whether `sources` are the images themselves.
+        decoder: `decoding.Decoder`.
     """
 
     same_size = False
     common_size = DEFAULT_SIZE
 
-    def __init__(self, sources, labels=None, in_memory=False):
+    def __init__(self, sources, labels=None, in_memory=False, decoder=decoding.DEFAULT):
         with tf.device("CPU"):
             self.sources = tf.constant(sources, tf.string)
         self.labels = None if labels is None else np.asarray(labels)
-        self.in_memory = in_memory
+        self.in_memory, self.decoder = in_memory, decoder
 
     def __len__(self):
         return len(self.sources)
@@ -85,7 +86,7 @@ class EncodedImages:
 
     def read(self, index):
         """The decoded image at an index, uint8 [height, width, 3], in a graph."""
-        return decode(self.encoded(index))
+        return decoding.decode(self.encoded(index), self.decoder)
 
 
 class StreamedImages:
@@ -94,6 +95,7 @@ class StreamedImages:
     Args:
         builder: prepared `tfds.core.DatasetBuilder`.
         split: name of the split.
+        decoder: `decoding.Decoder`.
     """
 
     same_size = False
@@ -102,8 +104,8 @@ class StreamedImages:
     storage = "streamed"
     shuffle_buffer = 16384
 
-    def __init__(self, builder, split):
-        self.builder, self.split = builder, split
+    def __init__(self, builder, split, decoder=decoding.DEFAULT):
+        self.builder, self.split, self.decoder = builder, split, decoder
 
     def __len__(self):
         return self.builder.info.splits[self.split].num_examples
@@ -161,6 +163,11 @@ class Subset:
     def common_size(self):
         """As that of the whole set."""
         return self.images.common_size
+
+    @property
+    def decoder(self):
+        """As that of the whole set, for encoded images."""
+        return self.images.decoder
 
     def read(self, index):
         """The image at an index, or the batch at several: uint8, in a graph."""

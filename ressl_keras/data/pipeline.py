@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from ressl_keras.augmentation import bundle, image_ops
 from ressl_keras.augmentation.layers import RandomResizedCropAndFlip
-from ressl_keras.data.decoding import decode_crops
+from ressl_keras.data.decoding import DEFAULT, decode_crops
 from ressl_keras.data.images import StreamedImages, files_of, spread_indices
 
 
@@ -22,6 +22,7 @@ def training_batches(
     worker=0,
     workers=1,
     crops=None,
+    augmentations=None,
 ):
     """Batches of the steps from `first_step` up to, not including, `last_step`.
 
@@ -39,6 +40,8 @@ def training_batches(
         workers: how many workers share each global batch, in equal parts.
         crops: sides of the student's crops, for images of several sizes; by default
             one of `size`.
+        augmentations: the teacher's and the student's `Augmentation`, for images of
+            several sizes; by default the weak and the strong view's.
 
     Returns:
         A `tf.data.Dataset`: of uint8 batches [batch_size / workers, height, width, 3]
@@ -52,13 +55,14 @@ def training_batches(
     if images.same_size:
         return indices.map(images.read, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
-    geometric = bundle.GeometricViews(size, crops, seed)
+    geometric = bundle.GeometricViews(size, crops, seed, augmentations)
 
     def draws(step):
         return geometric.draws(step, share, first=worker * share)
 
     def crop(encoded, draws):
-        return bundle.pack(read_crops(encoded, geometric.operations, draws))
+        operations, decoder = geometric.operations, images.decoder
+        return bundle.pack(read_crops(encoded, operations, draws, decoder))
 
     if isinstance(images, StreamedImages):
         per_epoch = len(images) // batch_size * share
@@ -162,13 +166,14 @@ def _shuffled(position, seed, epoch, count):
     )
 
 
-def read_crops(encoded, operations, draws):
+def read_crops(encoded, operations, draws, decoder=DEFAULT):
     """Crops and flips of one encoded image, in a graph.
 
     Args:
         encoded: scalar string tensor, the bytes of the image.
         operations: list of `RandomResizedCropAndFlip`.
         draws: for each, the row of its `draw` that belongs to the image.
+        decoder: `decoding.Decoder`.
 
     Returns:
         For each, a uint8 tensor [size, size, 3].
@@ -180,7 +185,8 @@ def read_crops(encoded, operations, draws):
         return tf.concat(found, axis=0)
 
     flips = tf.concat([op.flips(draw) for op, draw in pairs], axis=0)
-    return decode_crops(encoded, boxes, [op.size for op in operations], flips)
+    sizes = [operation.size for operation in operations]
+    return decode_crops(encoded, boxes, sizes, flips, decoder)
 
 
 def _streamed(images, seed, per_epoch, share, first_step, last_step, worker, workers):
@@ -283,7 +289,9 @@ def labelled_crops(images, batch_size, epochs, size, seed=0, scale=(0.2, 1.0)):
         else:
             draws = crop.draw(draw, batch_size)
             batch = tf.map_fn(
-                lambda i: read_crops(images.encoded(indices[i]), [crop], [draws[i]])[0],
+                lambda i: read_crops(
+                    images.encoded(indices[i]), [crop], [draws[i]], images.decoder
+                )[0],
                 tf.range(batch_size),
                 fn_output_signature=tf.TensorSpec([size, size, 3], tf.uint8),
             )

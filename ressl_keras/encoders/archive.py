@@ -1,5 +1,6 @@
 """Looking into a `.keras` file before Keras loads it: one may come from a stranger."""
 
+import importlib
 import json
 import math
 import os
@@ -47,6 +48,24 @@ def check_archive(path):
         raise UsageError(
             f"{path} declares {declared:,} weights, but holds {unpacked:,} bytes."
         )
+
+
+def import_libraries(path):
+    """Imports the libraries that register the layers of a file.
+
+    Raises:
+        UsageError: if one of them is missing.
+    """
+    with zipfile.ZipFile(path) as archive:
+        config = archive.read("config.json")
+    for library, package in (("keras_hub", "keras-hub"), ("keras_cv", "keras-cv")):
+        if f'"{library}'.encode() in config:
+            try:
+                importlib.import_module(library)
+            except ImportError as error:
+                raise UsageError(
+                    f"{path} has layers of {package}: pip install {package}."
+                ) from error
 
 
 def _unpacked_size(path, archive):

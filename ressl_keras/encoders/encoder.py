@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from ressl_keras import __version__
 from ressl_keras.augmentation.layers import MEAN, STD
-from ressl_keras.encoders.archive import check_archive
+from ressl_keras.encoders.archive import check_archive, import_libraries
 from ressl_keras.errors import UsageError
 from ressl_keras.run_folder import RunFolder, read_json, replacing, write_json
 
@@ -39,7 +39,7 @@ def build_encoder(
     body = None
     if any_size:
         # Not where a layer counts pixels, such as Dense after Flatten.
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, TypeError):
             body = _in_float32(backbone, [None, None, 3])
     shape = [size, size, 3] if size else backbone.input_shape[1:]
     body = body or _in_float32(backbone, shape)
@@ -167,18 +167,24 @@ def load_encoder(path: str | os.PathLike, preprocessing: str = "none") -> keras.
                 f"{path} is neither a work directory (no "
                 f"{os.path.basename(inside)}) nor a SavedModel (no saved_model.pb)."
             )
-        path, encoder = inside, _load_keras(inside)
+        path, encoder = inside, load_model_file(inside)
     elif os.path.isfile(path):
-        encoder = _load_keras(path)
+        encoder = load_model_file(path)
     else:
         raise UsageError(f"There is no encoder at {path}.")
     _check_shapes(path, encoder.input_shape, encoder.output_shape)
     return encoder if preprocessing == "none" else _preceded(encoder, preprocessing)
 
 
-def _load_keras(path):
+def load_model_file(path):
+    """Reads a Keras model from a file that may come from a stranger.
+
+    Raises:
+        UsageError: if it is none, or a library that its layers come from is missing.
+    """
     if not str(path).endswith((".h5", ".hdf5")):
         check_archive(path)
+        import_libraries(path)
     try:
         # Also where the process allows what is unsafe elsewhere.
         encoder = keras.models.load_model(path, compile=False, safe_mode=True)

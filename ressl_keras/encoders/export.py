@@ -3,6 +3,7 @@
 import keras
 
 from ressl_keras.config import MAX_PIXELS
+from ressl_keras.data.decoding import DEFAULT
 from ressl_keras.encoders.encoder import build_encoder, describe, save_encoder
 from ressl_keras.encoders.serving import has_module, save_saved_model
 from ressl_keras.errors import UsageError
@@ -66,6 +67,7 @@ def save_all(
     warmup=None,
     log=print,
     max_pixels=MAX_PIXELS,
+    decoder=DEFAULT,
 ):
     """Writes `encoder.keras`, `encoder.json`, the next SavedModel, other formats.
 
@@ -80,6 +82,7 @@ def save_all(
         warmup: whether to write warm-up requests; None does if it can.
         log: called with a line of text.
         max_pixels: encoded images with more are refused by the SavedModel.
+        decoder: `Decoder` of the SavedModel's encoded images.
 
     Returns:
         Path of the encoder's file.
@@ -98,6 +101,7 @@ def save_all(
         warmup,
         described,
         max_pixels,
+        decoder,
     )
     path = save_encoder(encoder, workdir, description)
     written = [path, saved_model]

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from ressl_keras.config import MAX_PIXELS
-from ressl_keras.data.decoding import decode
+from ressl_keras.data.decoding import DEFAULT, decode
 from ressl_keras.data.image_headers import pixel_count
 from ressl_keras.data.pipeline import center_crop
 from ressl_keras.errors import UsageError
@@ -26,12 +26,15 @@ class ServingModule(tf.Module):
         size: side in pixels that encoded images are resized to.
         normalize: whether embeddings are scaled to unit length.
         max_pixels: encoded images with more are refused, before they are decoded.
+        decoder: `Decoder` of encoded images.
     """
 
-    def __init__(self, encoder, size, normalize=False, max_pixels=MAX_PIXELS):
+    def __init__(
+        self, encoder, size, normalize=False, max_pixels=MAX_PIXELS, decoder=DEFAULT
+    ):
         super().__init__(name="encoder")
         self._size, self._normalize = size, normalize
-        self._max_pixels = max_pixels
+        self._max_pixels, self._decoder = max_pixels, decoder
         self._forward = encoder
         self._variables = [variable.value for variable in encoder.variables]
         images_shape, self._dim = encoder.input_shape, encoder.output_shape[-1]
@@ -81,10 +84,12 @@ class ServingModule(tf.Module):
 
         def read(index, encoded):
             large = pixel_count(encoded) > self._max_pixels
-            square = tf.cond(
-                large, lambda: blank, lambda: center_crop(decode(encoded), self._size)
-            )
-            return index, square, large
+
+            def square():
+                image = decode(encoded, self._decoder, portable=True)
+                return center_crop(image, self._size)
+
+            return index, tf.cond(large, lambda: blank, square), large
 
         # The decoder's own error does not say which image it is about, so undecodable
         # ones are left out and then counted. Decoding is parallel here.
@@ -95,7 +100,7 @@ class ServingModule(tf.Module):
         batch = images.concatenate(end).batch(count + 1)
         indices, squares, large = batch.get_single_element()
         missing = tf.sets.difference([tf.range(count)], [indices[:-1]]).values
-        decoded = _refuse(missing, "cannot be decoded as JPEG, PNG, GIF or BMP")
+        decoded = _refuse(missing, "cannot be decoded as JPEG, PNG, GIF, BMP or WebP")
         too_large = tf.boolean_mask(indices, large)
         fitting = _refuse(too_large, f"have more than {self._max_pixels:,} pixels")
         with tf.control_dependencies([decoded, fitting]):
@@ -116,6 +121,7 @@ def save_saved_model(
     warmup=None,
     description=None,
     max_pixels=MAX_PIXELS,
+    decoder=DEFAULT,
 ):
     """Writes the next version of a SavedModel, for TF Serving to load as it is.
 
@@ -127,6 +133,7 @@ def save_saved_model(
         warmup: whether to write warm-up requests; None does if it can.
         description: dict to put beside the model as `assets.extra/encoder.json`.
         max_pixels: encoded images with more are refused, before they are decoded.
+        decoder: `Decoder` of encoded images.
 
     Returns:
         Path of the version's folder.
@@ -142,7 +149,7 @@ def save_saved_model(
     # A server that watches the folder ignores names that are no numbers.
     temporary = tempfile.mkdtemp(prefix="writing-", dir=folder)
     try:
-        served = ServingModule(encoder, size, normalize, max_pixels)
+        served = ServingModule(encoder, size, normalize, max_pixels, decoder)
         tf.saved_model.save(served, temporary, signatures=served.signatures)
         extra = os.path.join(temporary, "assets.extra")
         os.makedirs(extra)

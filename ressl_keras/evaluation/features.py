@@ -53,6 +53,7 @@ def _contents(images):
     elif isinstance(images, ArrayImages):
         yield images.images.numpy().tobytes()
     else:
+        yield repr(images.decoder).encode()
         for source in images.sources.numpy():
             yield source
             if not images.in_memory:

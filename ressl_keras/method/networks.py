@@ -1,10 +1,15 @@
 """Backbones and projectors, as plain functional Keras models."""
 
 import inspect
+import os
+import re
+import sys
 
 import keras
+import numpy as np
 
 from ressl_keras.errors import UsageError, closest
+from ressl_keras.method.transformer import TRANSFORMERS, vision_transformer
 
 # Blocks in each of the four stages.
 _SMALL_RESNETS = {
@@ -27,7 +32,29 @@ def _applications():
 
 def backbone_names():
     """All names that `build_backbone` takes, sorted."""
-    return sorted([*_SMALL_RESNETS, *_RESNETS, *_applications()])
+    return sorted([*_own_names(), *_applications()])
+
+
+def _own_names():
+    return [*_SMALL_RESNETS, *_RESNETS, *TRANSFORMERS]
+
+
+def check_backbone(name, width=64):
+    """Checks that there is a backbone of this name, without building it.
+
+    Raises:
+        UsageError: if not, or if the width is not a setting of it.
+    """
+    own = _own_names()
+    if name not in backbone_names():
+        names = [*own, *_applications()]
+        raise UsageError(
+            f"Unknown backbone '{name}'. {closest(name, names, first=own)}"
+        )
+    if name not in _SMALL_RESNETS and width != 64:
+        raise UsageError(
+            f"width={width} applies only to {', '.join(_SMALL_RESNETS)}, not {name}."
+        )
 
 
 def build_backbone(
@@ -35,19 +62,25 @@ def build_backbone(
     input_shape: tuple[int | None, int | None, int],
     width: int = 64,
     synchronized: bool = False,
+    patch_size: int | None = None,
+    with_preprocessing: bool = False,
 ) -> keras.Model:
     """Builds a randomly initialised encoder.
 
     Args:
         name: one of `backbone_names()`: `resnet18_small` and its like have the stem
             for small images (3x3 convolution, no pooling); `resnet18` to `resnet101`
-            are KerasCV's; the others are keras.applications networks without their
-            built-in preprocessing.
+            are KerasCV's; `vit_tiny` and `vit_small` are vision transformers; the
+            others are keras.applications networks without their preprocessing.
         input_shape: (height, width, 3); height and width may be None where the
             network allows it.
         width: channels of the first stage, for the small ResNets only.
         synchronized: whether batch norms share statistics over the replicas of a
             distribution strategy.
+        patch_size: side of a vision transformer's patches in pixels; None takes the
+            largest of 4, 8 and 16 that makes eight or more a side.
+        with_preprocessing: whether a keras.applications network keeps its built-in
+            preprocessing, where it has one.
 
     Returns:
         A functional `keras.Model` from normalised images [batch, *input_shape] to
@@ -62,21 +95,48 @@ def build_backbone(
     >>> backbone.output_shape
     (None, 512)
     """
-    if name not in backbone_names():
-        raise UsageError(
-            f"Unknown backbone '{name}'. {closest(name, backbone_names())}"
-        )
-    if name not in _SMALL_RESNETS and width != 64:
-        raise UsageError(
-            f"width={width} applies only to {', '.join(_SMALL_RESNETS)}, not {name}."
-        )
+    check_backbone(name, width)
     if name in _SMALL_RESNETS:
         backbone = _small_resnet(name, input_shape, width)
     elif name in _RESNETS:
         backbone = _keras_cv_resnet(name, input_shape)
+    elif name in TRANSFORMERS:
+        backbone = vision_transformer(name, input_shape, patch_size)
     else:
-        backbone = _application(name, input_shape)
-    return _synchronize(backbone) if synchronized else backbone
+        backbone = _application(name, input_shape, with_preprocessing)
+    return synchronize(backbone) if synchronized else backbone
+
+
+def pooled(model, name="The network"):
+    """A model from images to features, from one to features, maps or tokens.
+
+    Args:
+        model: functional `keras.Model` of one image input [batch, height, width, 3] and
+            one output: features [batch, dim], maps [batch, height, width, dim] or
+            tokens [batch, tokens, dim], of which the mean is taken.
+        name: what to call it in an error.
+
+    Raises:
+        UsageError: if the model is another.
+    """
+    inputs, outputs = getattr(model, "inputs", None), getattr(model, "outputs", None)
+    if not inputs or not outputs:
+        raise UsageError(
+            f"{name} is no functional Keras model: it has no inputs and outputs before "
+            "it is called."
+        )
+    if len(inputs) != 1 or inputs[0].shape[3:] != (3,):
+        shapes = ", ".join(str(each.shape) for each in inputs)
+        raise UsageError(f"{name} takes {shapes}, not images [batch, h, w, 3].")
+    if len(outputs) != 1 or len(outputs[0].shape) not in (2, 3, 4):
+        shapes = ", ".join(str(each.shape) for each in outputs)
+        raise UsageError(f"{name} returns {shapes}, not features, maps or tokens.")
+    features = outputs[0]
+    if len(features.shape) == 4:
+        features = keras.layers.GlobalAveragePooling2D()(features)
+    elif len(features.shape) == 3:
+        features = keras.layers.GlobalAveragePooling1D()(features)
+    return keras.Model(inputs[0], features, name=model.name)
 
 
 def _small_resnet(name, input_shape, width):
@@ -127,7 +187,14 @@ def _small_resnet(name, input_shape, width):
 def _keras_cv_resnet(name, input_shape):
     # The sized classes (ResNet18Backbone, ...) fetch their configuration from a hub;
     # the base class builds the same network offline.
-    import keras_cv
+    try:
+        import keras_cv
+    except ImportError as error:
+        raise UsageError(
+            f"{name} is KerasCV's, which cannot be imported ({error}). The small "
+            "ResNets and the networks of keras.applications, such as ResNet50, do "
+            "without it."
+        ) from error
 
     block_type, blocks = _RESNETS[name]
     body = keras_cv.models.ResNetBackbone(
@@ -143,17 +210,65 @@ def _keras_cv_resnet(name, input_shape):
     return keras.Model(body.inputs, features, name=name)
 
 
-def _application(name, input_shape):
+def application_mode(name):
+    """What a keras.applications network expects to be done to images in 0-255.
+
+    Returns:
+        `tf` (to -1-1), `torch`, `caffe`, `none` (its layers do it); None for names
+        that are not of keras.applications.
+    """
+    if name not in _applications():
+        return None
+    module = sys.modules[_applications()[name].__module__]
+    pixels = np.array([[[[10.0, 90.0, 200.0]]]])
+    prepared = module.preprocess_input(pixels.copy())
+    for mode in ("tf", "torch", "caffe"):
+        expected = keras.applications.imagenet_utils.preprocess_input(
+            pixels.copy(), mode=mode
+        )
+        if np.allclose(prepared, expected):
+            return mode
+    return "none"
+
+
+def application_weights(name, input_shape):
+    """A keras.applications network with its ImageNet weights, which it downloads.
+
+    Raises:
+        UsageError: if they cannot be fetched, saying what to put where.
+    """
+    try:
+        return _applications()[name](
+            include_top=False,
+            weights="imagenet",
+            pooling="avg",
+            input_shape=input_shape,
+        )
+    except Exception as error:
+        url = re.search(r"https?://\S+", str(error))
+        if url is None:
+            raise
+        home = os.environ.get("KERAS_HOME", os.path.join("~", ".keras"))
+        folder = os.path.join(os.path.expanduser(home), "models")
+        raise UsageError(
+            f"The ImageNet weights of {name} could not be downloaded. Fetch "
+            f"{url.group().rstrip(':')} and put it into {folder}."
+        ) from error
+
+
+def _application(name, input_shape, with_preprocessing=False):
     builder = _applications()[name]
     options = dict(
         include_top=False, weights=None, pooling="avg", input_shape=input_shape
     )
     if "include_preprocessing" in inspect.signature(builder).parameters:
-        options["include_preprocessing"] = False
+        options["include_preprocessing"] = with_preprocessing
     try:
         network = builder(**options)
     except ValueError as error:
         raise UsageError(f"Backbone {name} refuses {input_shape}: {error}") from error
+    if with_preprocessing:
+        return network
 
     # EfficientNet has its preprocessing built in with no way to leave it out.
     def without_preprocessing(layer):
@@ -164,7 +279,9 @@ def _application(name, input_shape):
     return keras.models.clone_model(network, clone_function=without_preprocessing)
 
 
-def _synchronize(backbone):
+def synchronize(backbone):
+    """A copy whose batch norms share statistics over the replicas."""
+
     def synchronized(layer):
         config = layer.get_config()
         if isinstance(layer, keras.layers.BatchNormalization):

@@ -1,10 +1,47 @@
-"""SGD with the paper's weight decay, and its learning-rate schedule."""
+"""Optimizers: SGD with the paper's weight decay, AdamW, LAMB; the schedule."""
 
 import keras
+import tensorflow as tf
+
+from ressl_keras.errors import UsageError, closest
+from ressl_keras.method import replicas
+
+# Without weight decay, as in vision transformers' usual training.
+_UNDECAYED = ("bias", "class_token", "position")
+
+
+def is_decayed(variable):
+    """Whether weight decay acts on a variable: on no norm, bias or position."""
+    return len(variable.shape) > 1 and not any(
+        name in getattr(variable, "path", "") for name in _UNDECAYED
+    )
+
+
+class _ByGlobalNorm:
+    """Clips by the norm of the gradients of the global batch.
+
+    Keras clips what each replica has, before it is summed.
+    """
+
+    def _clip_gradients(self, grads):
+        if not self.global_clipnorm or replicas.count() == 1:
+            return super()._clip_gradients(grads)
+        norm = tf.linalg.global_norm(replicas.total(grads))
+        factor = self.global_clipnorm / tf.maximum(norm, self.global_clipnorm)
+        return [None if g is None else g * factor for g in grads]
+
+
+class _Decoupled(_ByGlobalNorm):
+    """Decoupled weight decay that spares norms, biases and positions."""
+
+    def build(self, variables):
+        spared = [variable for variable in variables if not is_decayed(variable)]
+        self.exclude_from_weight_decay(spared)
+        super().build(variables)
 
 
 @keras.saving.register_keras_serializable("ressl_keras")
-class SGD(keras.optimizers.SGD):
+class SGD(_ByGlobalNorm, keras.optimizers.SGD):
     """SGD with momentum and L2 weight decay.
 
     Keras' own `weight_decay` is decoupled from the gradient. The paper's optimizer adds
@@ -34,6 +71,49 @@ class SGD(keras.optimizers.SGD):
 
     def get_config(self):
         return {**super().get_config(), "l2": self.l2}
+
+
+@keras.saving.register_keras_serializable("ressl_keras")
+class AdamW(_Decoupled, keras.optimizers.AdamW):
+    """Keras' AdamW, with no weight decay on norms, biases and positions."""
+
+
+@keras.saving.register_keras_serializable("ressl_keras")
+class Lamb(_Decoupled, keras.optimizers.Lamb):
+    """Keras' LAMB, with no weight decay on norms, biases and positions."""
+
+
+def build_optimizer(
+    name, learning_rate, weight_decay=0.0, momentum=0.9, betas=(0.9, 0.999), clip=0.0
+):
+    """An optimizer by its name.
+
+    Args:
+        name: `sgd`, `adamw` or `lamb`.
+        learning_rate: number or schedule.
+        weight_decay: of SGD, L2 added to the gradient; else decoupled from it.
+        momentum: of SGD.
+        betas: decay rates of AdamW's and LAMB's two averages.
+        clip: largest norm of the gradients of all weights together; 0 for any.
+
+    Returns:
+        A Keras optimizer.
+
+    Raises:
+        UsageError: if the name is unknown.
+    """
+    options = {"learning_rate": learning_rate, "global_clipnorm": clip or None}
+    adaptive = {"adamw": AdamW, "lamb": Lamb}
+    if name == "sgd":
+        return SGD(momentum=momentum, l2=weight_decay, **options)
+    if name not in adaptive:
+        raise UsageError(
+            f"Unknown optimizer '{name}'. {closest(name, ['sgd', *adaptive])}"
+        )
+    beta_1, beta_2 = betas
+    return adaptive[name](
+        weight_decay=weight_decay, beta_1=beta_1, beta_2=beta_2, **options
+    )
 
 
 def warmup_cosine(

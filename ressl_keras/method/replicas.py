@@ -46,6 +46,16 @@ def gather(tensor):
     return tf.ensure_shape(gathered, [total, *rest])
 
 
+def total(tensors):
+    """The sums of tensors over the replicas, on every replica; None stays None."""
+    context = tf.distribute.get_replica_context()
+    given = [tensor for tensor in tensors if tensor is not None]
+    if context.num_replicas_in_sync > 1:
+        given = context.all_reduce(tf.distribute.ReduceOp.SUM, given)
+    summed = iter(given)
+    return [None if tensor is None else next(summed) for tensor in tensors]
+
+
 def mean_std(embeddings):
     """Standard deviation over the global batch, averaged over the dimensions.
 

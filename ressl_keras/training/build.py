@@ -6,14 +6,24 @@ import math
 
 import keras
 
+from ressl_keras.augmentation import bundle
 from ressl_keras.augmentation.bundle import build_views
 from ressl_keras.augmentation.layers import View
 from ressl_keras.config import METHODS
+from ressl_keras.data.decoding import Decoder
 from ressl_keras.errors import UsageError
-from ressl_keras.method.networks import build_backbone, build_projector
+from ressl_keras.method.networks import (
+    build_backbone,
+    build_projector,
+    synchronize,
+)
 from ressl_keras.method.objectives import build_objective
-from ressl_keras.method.optimizers import SGD, warmup_cosine
+from ressl_keras.method.optimizers import build_optimizer, warmup_cosine
 from ressl_keras.method.ressl import ReSSL
+from ressl_keras.training import backbones, initial
+
+# Fewer steps than these teach next to nothing.
+_FEW_STEPS = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +83,7 @@ def make_plan(config, images, replicas=1):
     )
 
 
-def build_model(config, plan, jit_compile=False):
+def build_model(config, plan, jit_compile=False, own_views=(None, None), network=None):
     """The model of a run, compiled, its optimizer built.
 
     Args:
@@ -81,6 +91,10 @@ def build_model(config, plan, jit_compile=False):
         plan: `Plan`.
         jit_compile: whether to compile the step with XLA where the settings leave it
             open.
+        own_views: the teacher's view and the student's view or views, in place of
+            those of the settings; None takes theirs.
+        network: result of `backbones.own_network`; None builds the network that the
+            settings name.
 
     Returns:
         A `ReSSL`.
@@ -89,17 +103,11 @@ def build_model(config, plan, jit_compile=False):
         UsageError: if the backbone is unknown or does not take images of this size.
     """
     with _dtype_policy(config.precision):
-        weak, strong = build_views(
-            plan.image_size, config.crops, teacher_view(config), plan.same_size
-        )
+        weak, strong = choose_views(config, plan, own_views)
         # Crops of several sizes need a network that takes any.
         one_size = set(config.crops or ()) <= {plan.image_size}
         size = plan.image_size if one_size else None
-        synchronized = config.batch_norm == "synchronized"
-        dim = config.embedding_dim
-        backbone = build_backbone(
-            config.backbone, (size, size, 3), config.width, synchronized
-        )
+        backbone, dim = _backbone(config, size, network), config.embedding_dim
         predictor = None
         if config.predictor_dim:
             predictor = build_projector(dim, config.predictor_dim, dim)
@@ -126,6 +134,29 @@ def build_model(config, plan, jit_compile=False):
     return model
 
 
+def _backbone(config, size, network):
+    """The backbone, named by the settings or given."""
+    synchronized = config.batch_norm == "synchronized"
+    mode = config.init_preprocessing if config.init else "own"
+    if network is None:
+        backbone = build_backbone(
+            config.backbone,
+            (size, size, 3),
+            config.width,
+            synchronized,
+            config.patch_size,
+            with_preprocessing=mode == "none",
+        )
+    else:
+        network = backbones.in_policy(network, size)
+        backbone = synchronize(network) if synchronized else network
+    scaling = initial.scaling(mode)
+    if scaling is None:
+        return backbone
+    images = keras.Input(backbone.input_shape[1:])
+    return keras.Model(images, backbone(scaling(images)), name=backbone.name)
+
+
 def compile_model(model, config, plan, jit_compile=False):
     """Compiles a model with the optimizer and schedule of a run."""
     if config.jit_compile is not None:
@@ -136,10 +167,15 @@ def compile_model(model, config, plan, jit_compile=False):
         plan.total_steps,
         min(warmup, plan.total_steps - 1),
     )
-    model.compile(
-        SGD(schedule, l2=config.weight_decay),
-        jit_compile=jit_compile,
+    optimizer = build_optimizer(
+        config.optimizer,
+        schedule,
+        config.weight_decay,
+        config.sgd_momentum,
+        config.adam_betas,
+        config.gradient_clip,
     )
+    model.compile(optimizer, jit_compile=jit_compile)
     model.optimizer.build(model.trainable_variables)
 
 
@@ -159,6 +195,51 @@ def build_monitored_encoder(model, config, plan):
         return keras.Sequential(
             [keras.Input((size, size, 3)), View([]), model.backbone]
         )
+
+
+def warnings(config, plan, images):
+    """What of a run is possible but hardly meant, as lines of text.
+
+    Args:
+        config: `Config`.
+        plan: `Plan`.
+        images: set of images to learn from.
+    """
+    count, size = len(images), config.queue_size
+    if config.references == "queue" and size > count:
+        yield (
+            f"Warning: the queue of {size:,} embeddings is larger than the data set of "
+            f"{count:,} images, so it holds some of them several times; "
+            f"--queue_size={count} or less is better."
+        )
+    if plan.total_steps < _FEW_STEPS and not config.max_steps:
+        yield (
+            f"Warning: {plan.total_steps} steps in all teach little; a useful encoder "
+            "takes some hundreds at least. More --epochs or a smaller --batch_size "
+            "make more."
+        )
+
+
+def decoder_of(config):
+    """How encoded images become pixels."""
+    return Decoder(config.exif_orientation, config.value_range)
+
+
+def choose_views(config, plan, own_views=(None, None)):
+    """The teacher's view and a list of the student's.
+
+    Args:
+        config: `Config`.
+        plan: `Plan`, of which `image_size` and `same_size` count.
+        own_views: as in `build_model`.
+    """
+    teacher, students = build_views(
+        plan.image_size, config.crops, config.view_augmentations(), plan.same_size
+    )
+    own_teacher, own_students = own_views
+    if own_students is not None:
+        students = bundle.listed(own_students)
+    return own_teacher or teacher, students
 
 
 def teacher_view(config):

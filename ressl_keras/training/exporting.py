@@ -9,7 +9,8 @@ from ressl_keras.encoders.export import check_formats, save_all
 from ressl_keras.errors import UsageError
 from ressl_keras.run_folder import RunFolder
 from ressl_keras.training import checkpoints
-from ressl_keras.training.build import Plan, build_model
+from ressl_keras.training.backbones import own_network
+from ressl_keras.training.build import Plan, build_model, decoder_of
 
 NETWORKS = ("student", "teacher")
 
@@ -62,7 +63,8 @@ def export_encoder(
         raise UsageError(f"{workdir} has no checkpoint to export.")
     size = image_size or _image_size(folder, config)
     with folder.locked():
-        model = build_model(config, Plan(size))
+        own = own_network(config.backbone, folder, size)
+        model = build_model(config, Plan(size), network=own)
         step = checkpoints.restore(model, folder.checkpoints)
         if not step:
             raise UsageError(f"{workdir} has no undamaged checkpoint to export.")
@@ -91,6 +93,7 @@ def export_encoder(
             warmup,
             log,
             max_pixels,
+            decoder_of(config),
         )
 
 

@@ -9,11 +9,12 @@ import os
 from collections.abc import Callable, Sequence
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from ressl_keras.config import Config
 from ressl_keras.data.checking import naming_unreadable
-from ressl_keras.data.datasets import Dataset
+from ressl_keras.data.datasets import Dataset, as_dataset
 from ressl_keras.data.images import StreamedImages
 from ressl_keras.data.pipeline import InputTimer, files_of_steps, training_batches
 from ressl_keras.encoders.export import save_all
@@ -22,11 +23,14 @@ from ressl_keras.method.objectives import InfoNCE
 from ressl_keras.method.ressl import ReSSL
 from ressl_keras.run_folder import RunFolder
 from ressl_keras.training import checkpoints, distribution
+from ressl_keras.training.backbones import keep_network, own_network
 from ressl_keras.training.build import (
     Plan,
     build_model,
     build_monitored_encoder,
+    decoder_of,
     make_plan,
+    warnings,
 )
 from ressl_keras.training.callbacks import (
     CollapseMonitor,
@@ -36,6 +40,7 @@ from ressl_keras.training.callbacks import (
     StopOnNaN,
     Throughput,
 )
+from ressl_keras.training.initial import preprocessing_of, start_from
 from ressl_keras.training.memory import check_memory
 from ressl_keras.training.precision import choose_precision
 from ressl_keras.training.preview import preview
@@ -47,23 +52,31 @@ _STEPS_ON_GPU = 16
 
 
 def pretrain(
-    dataset: Dataset,
+    dataset: Dataset | np.ndarray | tf.data.Dataset,
     workdir: str | os.PathLike,
     config: Config = Config(),  # noqa: B008, it is immutable
     *,
     strategy: tf.distribute.Strategy | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
+    backbone: keras.Model | None = None,
+    teacher_view: keras.layers.Layer | None = None,
+    student_view: keras.layers.Layer | Sequence[keras.layers.Layer] | None = None,
     verbose: bool = True,
     log: Callable[[str], object] = print,
 ) -> str:
     """Pretrains an encoder, or resumes an interrupted run with the same settings.
 
     Args:
-        dataset: `Dataset`.
+        dataset: `Dataset`; or the images themselves, as `images_from` takes them.
         workdir: folder of the run's files; made if absent.
         config: the settings.
         strategy: `tf.distribute.Strategy`; None takes the current one.
         callbacks: further Keras callbacks, run on the chief after this run's own.
+        backbone: functional model from images to features, maps or tokens, in place
+            of the one that the settings name. The run folder keeps a copy.
+        teacher_view: `View` in place of the one that the settings describe. Where the
+            images differ in size, a view gets crops and makes the rest.
+        student_view: the same for the student, or a list of several.
         verbose: whether to show the progress.
         log: called with a line of text.
 
@@ -82,34 +95,24 @@ def pretrain(
     """
     strategy = strategy or tf.distribute.get_strategy()
     folder = RunFolder(workdir)
+    dataset = as_dataset(dataset)
+    config = _as_read(config, dataset)
+    if backbone is not None:
+        config = dataclasses.replace(config, backbone=os.path.basename(folder.network))
     plan = make_plan(config, dataset.pretrain, strategy.num_replicas_in_sync)
     check_memory(config, plan.image_size)
     folder.prepare()
     chief = distribution.is_chief(strategy)
     with folder.locked() if chief else contextlib.nullcontext():
-        config = folder.resumed(config) or config
-        config = _with_precision(config, strategy, log)
-        run = _prepare(dataset, folder, config, plan, strategy, log)
+        config = _decided(folder.resumed(config) or config, strategy, log)
+        run = _Run(dataset, config, folder, plan, (teacher_view, student_view), log)
+        run.prepare(strategy, backbone)
         step = run.first_step
         if step >= plan.total_steps and chief and folder.has_encoder():
             log(f"The run is finished, at step {step}; nothing is left to train.")
             return folder.encoder
         run.train(strategy, chief, verbose, callbacks)
         return run.export() if chief else folder.encoder
-
-
-def _prepare(dataset, folder, config, plan, strategy, log):
-    """The run with its model, restored from the newest checkpoint."""
-    keras.utils.set_random_seed(config.seed)
-    with strategy.scope():
-        compiled = _worth_compiling(strategy.num_replicas_in_sync)
-        model = build_model(config, plan, compiled)
-        encoder = build_monitored_encoder(model, config, plan)
-    if distribution.is_chief(strategy):
-        folder.remove_leftovers()
-        folder.write_config(config)
-    first_step = _restore(model, folder, strategy)
-    return _Run(dataset, config, folder, plan, model, encoder, first_step, log)
 
 
 @dataclasses.dataclass
@@ -120,11 +123,33 @@ class _Run:
     config: Config
     folder: RunFolder
     plan: Plan
-    model: ReSSL
-    encoder: keras.Model
-    first_step: int
+    own_views: tuple
     log: object
-    saving: checkpoints.Checkpoints | None = None  # made with the callbacks
+    # Made by `prepare`, the last with the callbacks.
+    model: ReSSL | None = None
+    encoder: keras.Model | None = None
+    first_step: int = 0
+    saving: checkpoints.Checkpoints | None = None
+
+    def prepare(self, strategy, backbone=None):
+        """Builds the model and restores it from the newest checkpoint."""
+        config, folder, size = self.config, self.folder, self.plan.image_size
+        keras.utils.set_random_seed(config.seed)
+        with strategy.scope():
+            network = own_network(config.backbone, folder, size, backbone)
+            compiled = _worth_compiling(strategy.num_replicas_in_sync)
+            self.model = build_model(
+                config, self.plan, compiled, self.own_views, network
+            )
+            self.encoder = build_monitored_encoder(self.model, config, self.plan)
+        if distribution.is_chief(strategy):
+            folder.remove_leftovers()
+            folder.write_config(config)
+            if network is not None and ":" not in config.backbone:
+                keep_network(network, folder)
+        self.first_step = _restore(self.model, folder, strategy)
+        if config.init and not self.first_step:
+            start_from(self.model, config, self.log)
 
     def train(self, strategy, chief, verbose, callbacks):
         """Trains from the first step to the last."""
@@ -134,6 +159,8 @@ class _Run:
             config.steps_per_execution, segments, plan.steps_per_epoch
         )
         self.log(overview(self.dataset, self.model, config, plan))
+        for warning in warnings(config, plan, self.dataset.pretrain):
+            self.log(warning)
         if self.first_step:
             self.log(f"Resuming at step {self.first_step} of {plan.total_steps}.")
         # Several devices fetch ahead of the steps; their wait would mean little.
@@ -190,6 +217,7 @@ class _Run:
             worker,
             workers,
             config.crops,
+            config.view_augmentations(),
         )
         return timer.watch(batches) if timer else batches
 
@@ -235,7 +263,7 @@ class _Run:
                 untrained = monitors[0].measure()
                 self.log(f"kNN of the untrained encoder: {untrained:.2f} %")
         if not self.first_step or not folder.has_views():
-            preview(dataset, folder.path, self.config)
+            preview(dataset, folder.path, self.config, own_views=self.own_views)
         shown = dataset.test if dataset.labelled else dataset.pretrain
         if not isinstance(shown, StreamedImages):
             monitors.append(
@@ -265,17 +293,27 @@ class _Run:
                 "knn_top1": self.folder.last_metric("knn_top1"),
             },
             log=self.log,
+            decoder=decoder_of(self.config),
         )
 
 
-def _with_precision(config, strategy, log):
-    """The settings with a dtype policy in place of `auto`, the same on all workers."""
-    if config.precision != "auto":
+def _as_read(config, dataset):
+    """The settings with those that the data set's files were decoded with."""
+    if dataset.decoder is None:
         return config
-    chosen = choose_precision(log)
-    votes = distribution.gather(strategy, int(chosen == "mixed_bfloat16"))
-    chosen = "mixed_bfloat16" if all(votes) else "float32"
-    return dataclasses.replace(config, precision=chosen)
+    return dataclasses.replace(config, **dataclasses.asdict(dataset.decoder))
+
+
+def _decided(config, strategy, log):
+    """The settings without `auto`, the same on all workers."""
+    chosen = {}
+    if config.precision == "auto":
+        bfloat16 = choose_precision(log) == "mixed_bfloat16"
+        votes = distribution.gather(strategy, int(bfloat16))
+        chosen["precision"] = "mixed_bfloat16" if all(votes) else "float32"
+    if config.init and config.init_preprocessing == "auto":
+        chosen["init_preprocessing"] = preprocessing_of(config)
+    return dataclasses.replace(config, **chosen)
 
 
 def _worth_compiling(replicas):

@@ -3,16 +3,16 @@
 import numpy as np
 import tensorflow as tf
 
-from ressl_keras.augmentation.bundle import ViewBundle, build_views
+from ressl_keras.augmentation.bundle import ViewBundle
 from ressl_keras.data.decoding import decode
 from ressl_keras.data.images import StreamedImages
 from ressl_keras.data.pipeline import shuffled_indices, training_batches
 from ressl_keras.evaluation import pictures
 from ressl_keras.run_folder import RunFolder
-from ressl_keras.training.build import teacher_view
+from ressl_keras.training.build import Plan, choose_views, teacher_view
 
 
-def preview(dataset, workdir, config, count=8):
+def preview(dataset, workdir, config, count=8, own_views=(None, None)):
     """Draws `views.png`: images beside the views of them in the first step.
 
     The views are those of a step that XLA does not compile; XLA draws other numbers of
@@ -23,20 +23,26 @@ def preview(dataset, workdir, config, count=8):
         workdir: folder to write into.
         config: `Config`.
         count: number of images.
+        own_views: as in `build.build_model`.
 
     Returns:
         Path of the picture.
     """
     images, path = dataset.pretrain, RunFolder(workdir).views
     size = config.image_size or images.common_size
-    views = ViewBundle(
-        *build_views(size, config.crops, teacher_view(config), images.same_size),
-        config.seed,
-    )
+    plan = Plan(size, images.same_size)
+    views = ViewBundle(*choose_views(config, plan, own_views), config.seed)
     count = min(count, len(images))
     # Order and draws of an index do not depend on the size of the batch.
     (batch,) = training_batches(
-        images, count, config.seed, 0, 1, size, crops=config.crops
+        images,
+        count,
+        config.seed,
+        0,
+        1,
+        size,
+        crops=config.crops,
+        augmentations=config.view_augmentations(),
     )
     viewed = [
         _pixels(made, view)
@@ -59,7 +65,8 @@ def _pixels(normalised, view):
 def _first_images(images, seed, count):
     """The first images of the first batch, as they are."""
     if isinstance(images, StreamedImages):
-        originals = images.epoch(seed, 0).take(count).map(decode)
+        originals = images.epoch(seed, 0).take(count)
+        originals = originals.map(lambda encoded: decode(encoded, images.decoder))
     else:
         (indices,) = shuffled_indices(len(images), count, seed, 0, 1)
         originals = tf.data.Dataset.from_tensor_slices(indices).map(images.read)

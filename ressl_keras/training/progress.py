@@ -25,11 +25,11 @@ def overview(dataset, model, config, plan):
     replicas, batch_size = strategy.num_replicas_in_sync, config.batch_size
     kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
     size, dim = model.queue.size, model.queue.dim
-    classes = f", {len(dataset.class_names)} classes" if dataset.labelled else ""
     parameters = f"{model.backbone.count_params():,} parameters"
     lines = {
         "data": f"{dataset.name}, {len(dataset.pretrain)} images of "
-        f"{plan.image_size} pixels{classes}, {dataset.pretrain.storage}",
+        f"{plan.image_size} pixels, {dataset.pretrain.storage}",
+        "labels": _labels(dataset),
         "model": f"{config.backbone}, {parameters}, "
         f"{model.backbone.output_shape[-1]} features",
         "steps": f"{plan.total_steps} of {batch_size} images, "
@@ -40,6 +40,15 @@ def overview(dataset, model, config, plan):
         "device",
     }
     return "\n".join(f"{name:<11}{line}" for name, line in lines.items())
+
+
+def _labels(dataset, most=3):
+    """The classes, and what is held out to evaluate the encoder on."""
+    if not dataset.labelled:
+        return "none, all images are learned from"
+    names = [str(name) for name in dataset.class_names]
+    shown = ", ".join(names[:most] + ["..."] * (len(names) > most))
+    return f"{len(names)} classes ({shown}), {len(dataset.test)} images held out"
 
 
 class Progress(StepCallback):

@@ -1,0 +1,114 @@
+"""Sets of images from arrays and from any `tf.data.Dataset`."""
+
+import numpy as np
+import tensorflow as tf
+
+from ressl_keras.data.images import ArrayImages, EncodedImages
+from ressl_keras.errors import UsageError
+
+_LIMIT = 4 * 2**30  # bytes
+
+
+def images_from(
+    source: object, labels: object = None, memory_limit: int = _LIMIT
+) -> ArrayImages | EncodedImages:
+    """A set of images to learn from or to evaluate on.
+
+    Args:
+        source: uint8 array [count, height, width, 3], or without channels or with one
+            for gray images; a set of images, which is returned as it is; or a
+            `tf.data.Dataset` of images or batches of such pixels, alone, in a tuple
+            before their labels, or in a dict under `image` with `label`. It is read
+            once and kept: decoded if the images have one size, else as PNG.
+        labels: integers [count] of an array's images, or None.
+        memory_limit: most bytes to keep.
+
+    Returns:
+        A set of images.
+
+    Raises:
+        UsageError: if the pixels are no uint8, the shape is another, or there is no
+            image or more than the limit allows.
+
+    Example:
+
+    >>> (train, train_labels), (test, test_labels) = keras.datasets.cifar10.load_data()
+    >>> pretrain(train, "runs/mine", Config(epochs=20))
+    >>> dataset = Dataset(
+    ...     "mine",
+    ...     pretrain=images_from(train),
+    ...     train=images_from(train, train_labels),
+    ...     test=images_from(test, test_labels),
+    ... )
+    """
+    if hasattr(source, "read") or hasattr(source, "epoch"):
+        return source
+    if not isinstance(source, tf.data.Dataset):
+        pixels = _in_color(np.asarray(source))
+        if labels is not None:
+            labels = np.asarray(labels).reshape(-1)
+            if len(labels) != len(pixels):
+                raise UsageError(f"{len(pixels)} images, but {len(labels)} labels.")
+        return ArrayImages(pixels, labels)
+    return _collected(source, memory_limit)
+
+
+def _in_color(pixels):
+    """Pixels [count, height, width, 3] of what may be gray."""
+    if pixels.dtype != np.uint8:
+        raise UsageError(
+            f"Images must be uint8 in 0-255; got {pixels.dtype}. Scale them to 0-255 "
+            "and convert them first."
+        )
+    pixels = pixels[..., np.newaxis] if pixels.ndim == 3 else pixels
+    if pixels.ndim != 4 or pixels.shape[-1] not in (1, 3) or not pixels.size:
+        raise UsageError(
+            f"Images must have the shape [count, height, width, 3]; got "
+            f"{list(pixels.shape)}."
+        )
+    return np.broadcast_to(pixels, [*pixels.shape[:3], 3])
+
+
+def _collected(dataset, memory_limit):
+    parts, labels, sizes, held = [], [], set(), 0
+    for element in dataset:
+        image, label = _split(element)
+        image = image.numpy()
+        batch = _in_color(image if _batched(dataset) else image[np.newaxis])
+        sizes.add(batch.shape[1:3])
+        held += batch.nbytes
+        if held > memory_limit:
+            raise UsageError(
+                f"The data set has more than {memory_limit / 2**30:.1f} GiB of pixels; "
+                "write the images to a folder and use load_dataset('folder', ...)."
+            )
+        parts.append(batch)
+        if label is not None:
+            labels.append(np.reshape(label.numpy(), -1))
+    if not parts:
+        raise UsageError("The data set has no images.")
+    labels = np.concatenate(labels) if labels else None
+    if len(sizes) == 1:
+        return ArrayImages(np.concatenate(parts), labels)
+    files = [tf.io.encode_png(image).numpy() for part in parts for image in part]
+    return EncodedImages(files, labels, in_memory=True)
+
+
+def _split(element):
+    """Image and label of an element; None for a label that is not there."""
+    if isinstance(element, dict):
+        return element["image"], element.get("label")
+    if isinstance(element, (tuple, list)):
+        return element[0], element[1] if len(element) > 1 else None
+    return element, None
+
+
+def _batched(dataset):
+    """Whether the elements are batches; gray batches have a last axis of one."""
+    rank = _split(dataset.element_spec)[0].shape.rank
+    if rank not in (3, 4):
+        raise UsageError(
+            "The elements must be images [height, width, channels] or batches of them; "
+            f"their rank is {rank}."
+        )
+    return rank == 4

@@ -1,0 +1,129 @@
+"""The network of a run: by name, from a file, from a module, or a model in memory."""
+
+import importlib
+import os
+import sys
+
+import keras
+
+from ressl_keras.encoders.encoder import load_model_file
+from ressl_keras.errors import UsageError
+from ressl_keras.method.networks import check_backbone, pooled
+from ressl_keras.run_folder import replacing
+
+
+def is_own(backbone):
+    """Whether a setting means a network of the user's: a file or a function."""
+    return backbone.endswith(".keras") or ":" in backbone
+
+
+def check(backbone, width=64):
+    """Checks that there is such a network, before any image is read.
+
+    Args:
+        backbone: as `Config.backbone`.
+        width: as `Config.width`.
+
+    Raises:
+        UsageError: if there is no such name, file or function.
+    """
+    if not is_own(backbone):
+        check_backbone(backbone, width)
+    elif ":" in backbone:
+        _function(backbone)
+    elif not os.path.isfile(backbone):
+        raise UsageError(f"There is no file {backbone} (from here, {os.getcwd()}).")
+
+
+def own_network(backbone, folder, image_size, model=None):
+    """A network of the user's, as `build.build_model` takes it.
+
+    Args:
+        backbone: as `Config.backbone`.
+        folder: `RunFolder`. The network that a run began with is kept there.
+        image_size: side of the views in pixels.
+        model: `keras.Model` in place of `backbone`, or None.
+
+    Returns:
+        A functional `keras.Model` from images to features, or None where the setting
+        names a network that `build_backbone` builds.
+
+    Raises:
+        UsageError: if it cannot be loaded or does not map images to features.
+    """
+    if model is None and not is_own(backbone):
+        return None
+    if model is None and ":" in backbone:
+        return pooled(_call(backbone, image_size), backbone)
+    if os.path.isfile(folder.network):
+        return load_model_file(folder.network)
+    if model is None:
+        return pooled(load_model_file(backbone), backbone)
+    return pooled(model, f"The model {model.name}")
+
+
+def keep_network(network, folder):
+    """Writes the network that a run begins with, for resuming and exporting it."""
+    if not os.path.isfile(folder.network):
+        with replacing(folder.network) as path:
+            network.save(path)
+
+
+def in_policy(network, image_size):
+    """A copy of a network of the user's in the current dtype policy.
+
+    Args:
+        network: result of `own_network`.
+        image_size: side of the views in pixels, None for several sizes.
+
+    Raises:
+        UsageError: if it does not take images of this size, or cannot be copied.
+    """
+    sides = network.input_shape[1:3]
+    if sides not in ((None, None), (image_size, image_size)):
+        size = image_size or "several sizes"
+        raise UsageError(
+            f"The network {network.name} takes images of {sides[0]} x {sides[1]}, not "
+            f"of {size}; --image_size={sides[0]} without --crops fits."
+        )
+
+    def rebuilt(layer):
+        config = layer.get_config()
+        if isinstance(layer, keras.Layer) and layer.dtype_policy.name == "float32":
+            config["dtype"] = keras.config.dtype_policy().name
+        return layer.__class__.from_config(config)
+
+    try:
+        copy = keras.models.clone_model(network, clone_function=rebuilt)
+        copy.set_weights(network.get_weights())
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(
+            f"The network {network.name} cannot be copied, as the teacher is: {reason} "
+            "Every layer of it needs get_config."
+        ) from error
+    return copy
+
+
+def _function(backbone):
+    module_name, _, name = backbone.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # the path of an installed command lacks it
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise UsageError(f"--backbone={backbone}: {error}.") from error
+    if not callable(getattr(module, name, None)):
+        raise UsageError(
+            f"--backbone={backbone}: {module_name} has no function {name}."
+        )
+    return getattr(module, name)
+
+
+def _call(backbone, image_size):
+    model = _function(backbone)((image_size, image_size, 3))
+    if not isinstance(model, keras.Model):
+        raise UsageError(
+            f"--backbone={backbone} returned {type(model).__name__}, no keras.Model."
+        )
+    return model

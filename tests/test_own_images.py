@@ -1,0 +1,202 @@
+"""Images as people have them: other files, labels in a table, arrays, traps."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from options import parse
+from PIL import Image
+
+from ressl_keras import Config, UsageError
+from ressl_keras.commands import train
+from ressl_keras.commands.evaluate import EvaluateOptions
+from ressl_keras.commands.train import TrainOptions
+from ressl_keras.data.datasets import as_dataset, load_dataset
+from ressl_keras.data.own import images_from
+from ressl_keras.training import build
+
+ENDINGS = (".jpg", ".png", ".webp", ".tif", ".TIFF", ".gif", ".bmp")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Twenty-one images in three dated folders, and files of other kinds."""
+    root = tmp_path / "photos"
+    for i in range(21):
+        day = root / f"2024-0{1 + i % 3}"
+        day.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (12, 10), (10 * i,) * 3).save(day / f"{i:02}{ENDINGS[i % 7]}")
+        (day / f"._{i:02}.jpg").write_bytes(b"\0\5\26\7 AppleDouble")
+    for name in ("a.heic", "b.HEIC", "c.mov", "readme", "Thumbs.db"):
+        (root / "2024-01" / name).write_text("of another kind")
+    return root
+
+
+def loaded(folder, **options):
+    lines = []
+    dataset = load_dataset("folder", str(folder), log=lines.append, **options)
+    return dataset, "\n".join(lines)
+
+
+def test_every_format_is_read_and_others_are_counted_by_ending(folder):
+    dataset, said = loaded(folder)
+    assert not dataset.skipped
+    shades = [
+        images.images.numpy()[:, 0, 0, 0] for images in (dataset.pretrain, dataset.test)
+    ]
+    expected = np.arange(21) * 10
+    assert np.abs(np.sort(np.concatenate(shades)).astype(int) - expected).max() <= 1
+    assert said == "4 files passed over: 2 .heic, 1 .mov, 1 without ending."
+
+
+def test_without_labels_nothing_is_held_out(folder):
+    (folder / "2024-03").rename(folder / "test")
+    (folder / "2024-02").rename(folder / "train")
+    dataset, _ = loaded(folder, labels="none")
+    assert len(dataset.pretrain) == 21 and not dataset.labelled
+    assert dataset.test is None and dataset.class_names == []
+    drawn = load_dataset("shapes", labels="none")
+    assert not drawn.labelled and len(drawn.pretrain) == 8000
+
+
+def test_a_table_labels_some_images_and_the_rest_is_learned_from(folder):
+    files = sorted(
+        p for p in folder.rglob("*") if p.suffix in ENDINGS and p.name[0] != "."
+    )
+    rows = [
+        f"{p.relative_to(folder)},{'dark' if i < 10 else 'light'}"
+        for i, p in enumerate(files)
+        if i % 21 != 20
+    ]
+    table = folder.parent / "labels.csv"
+    table.write_text("\n".join(["file,label", *rows, "gone.jpg,dark", ""]))
+    dataset, said = loaded(folder, labels=str(table))
+    assert dataset.class_names == ["dark", "light"]
+    assert [len(s) for s in (dataset.pretrain, dataset.train, dataset.test)] == [
+        19,
+        18,
+        2,
+    ]
+    assert "1 rows of --labels name no readable image" in said and "gone.jpg" in said
+    labels = {p: i >= 10 for i, p in enumerate(files)}
+    held_out = [files[9], files[19]]
+    np.testing.assert_array_equal(dataset.test.labels, [labels[p] for p in held_out])
+    learned = dataset.pretrain.images.numpy()[:, 0, 0, 0].astype(int)
+    for path in held_out:
+        assert np.abs(learned - 10 * int(path.stem)).min() > 1
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (None, "cannot be read: No such file"),
+        ("a.jpg\n", "row 1: expected a file and a label"),
+        ("a.jpg,x\nb.jpg,x\nb.jpg,y\n", "row 3: b.jpg has two labels"),
+    ],
+)
+def test_a_table_that_makes_no_sense_is_one_line(text, message, folder, tmp_path):
+    table = tmp_path / "labels.csv"
+    if text:
+        table.write_text(text)
+    with pytest.raises(UsageError, match=message):
+        loaded(folder, labels=str(table))
+
+
+def test_too_few_labels_hold_nothing_out(folder, tmp_path):
+    table = tmp_path / "labels.csv"
+    table.write_text("2024-01/00.jpg,one\n2024-02/01.png,two\n")
+    dataset, said = loaded(folder, labels=str(table))
+    assert len(dataset.pretrain) == 21 and not dataset.labelled
+    assert "2 labelled images of 2 classes are too few" in said
+
+
+def test_a_folder_is_read_where_only_the_folder_is_given():
+    for kind in (TrainOptions, EvaluateOptions):
+        more = ["--encoder=x"] if kind is EvaluateOptions else []
+        assert parse(kind, "--data_dir=photos", *more).dataset == "folder"
+        assert parse(kind, *more).dataset == "shapes"
+        assert parse(kind, "--data_dir=x", "--dataset=cifar10", *more).dataset == (
+            "cifar10"
+        )
+    with pytest.raises(UsageError, match="--dataset=folder reads its images"):
+        load_dataset("shapes", "photos")
+
+
+def test_a_queue_too_large_and_a_run_too_short_are_warned_of():
+    images = images_from(np.zeros([256, 8, 8, 3], np.uint8))
+
+    def said(**options):
+        config = Config(batch_size=64, **options)
+        plan = build.make_plan(config, images)
+        return "\n".join(build.warnings(config, plan, images))
+
+    text = said(queue_size=2048, epochs=1)
+    assert "queue of 2,048 embeddings is larger" in text and "4 steps in all" in text
+    assert not said(queue_size=256, epochs=50)
+    assert not said(queue_size=256, max_steps=4)
+    assert not said(queue_size=4096, references="batch", epochs=50)
+
+
+def test_the_command_proposed_at_the_end_can_be_run(folder):
+    options = TrainOptions(data_dir=str(folder), labels="none", exif_orientation=False)
+    dataset, _ = loaded(folder, labels="none")
+    command = train._evaluation_command("e.keras", dataset, options).split()
+    proposed = parse(EvaluateOptions, *command[1:])
+    assert proposed.protocol == ("neighbours",) and proposed.labels == "none"
+    assert proposed.dataset == "folder" and not proposed.exif_orientation
+    labelled = train._evaluation_command(
+        "e.keras", load_dataset("shapes"), TrainOptions()
+    )
+    assert labelled == "ressl-evaluate --encoder=e.keras --dataset=shapes"
+
+
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("form", ["alone", "tuple", "dict"])
+def test_any_tf_dataset_gives_its_images_and_labels(form, batched, random):
+    pixels = random.integers(0, 256, [7, 6, 5, 3]).astype(np.uint8)
+    labels = np.arange(7)
+    elements = {
+        "alone": pixels,
+        "tuple": (pixels, labels),
+        "dict": {"image": pixels, "label": labels},
+    }
+    source = tf.data.Dataset.from_tensor_slices(elements[form])
+    images = images_from(source.batch(3) if batched else source)
+    np.testing.assert_array_equal(images.images, pixels)
+    if form == "alone":
+        assert images.labels is None
+    else:
+        np.testing.assert_array_equal(images.labels, labels)
+
+
+def test_images_of_several_sizes_are_kept_without_loss(random):
+    made = [random.integers(0, 256, [4 + i, 5, 1]).astype(np.uint8) for i in range(3)]
+    source = tf.data.Dataset.from_generator(
+        lambda: made, output_signature=tf.TensorSpec([None, None, 1], tf.uint8)
+    )
+    images = images_from(source)
+    for index, pixels in enumerate(made):
+        expected = np.broadcast_to(pixels, [*pixels.shape[:2], 3])
+        np.testing.assert_array_equal(images.read(index), expected)
+
+
+@pytest.mark.parametrize(
+    "pixels, message",
+    [
+        (np.zeros([2, 4, 4, 3], np.float32), "must be uint8 in 0-255; got float32"),
+        (np.zeros([2, 4, 4, 2], np.uint8), r"got \[2, 4, 4, 2\]"),
+        (np.zeros([0, 4, 4, 3], np.uint8), r"got \[0, 4, 4, 3\]"),
+    ],
+)
+def test_arrays_that_are_no_images_are_refused(pixels, message):
+    with pytest.raises(UsageError, match=message):
+        as_dataset(pixels)
+
+
+def test_gray_arrays_become_colour_and_sets_stay_as_they_are():
+    images = images_from(np.full([3, 4, 5], 7, np.uint8), [0, 1, 1])
+    assert images.images.shape == (3, 4, 5, 3) and images.labels.tolist() == [0, 1, 1]
+    assert images_from(images) is images
+    dataset = load_dataset("shapes")
+    assert as_dataset(dataset) is dataset
+    with pytest.raises(UsageError, match="3 images, but 2 labels"):
+        images_from(np.zeros([3, 4, 5], np.uint8), [0, 1])
