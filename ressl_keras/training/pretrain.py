@@ -94,7 +94,7 @@ def pretrain(
         folder.remove_leftovers()
         folder.write_config(config)
     first_step = _restore(model, folder, strategy)
-    if first_step >= plan.total_steps and chief and folder.has_encoder():
+    if first_step >= plan.total_steps and chief and folder.is_exported():
         log(f"The run is finished, at step {first_step}; nothing is left to train.")
         return folder.encoder
     run = _Run(dataset, config, folder, plan, model, encoder, first_step, log)
