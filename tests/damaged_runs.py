@@ -125,7 +125,7 @@ def _unrefused(folder):
 def limits(base, reference, count):
     """Limits the size of any file; yields what each trial lost."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # Python's own default
-    largest = max(p.stat().st_size for p in reference.rglob("*") if p.is_file())
+    largest = 3 * 2**20  # more than is set aside for a checkpoint
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     for i in range(count):
         limit = int(largest * 1.1 * (i / count) ** 3)
@@ -151,37 +151,42 @@ def limits(base, reference, count):
 
 def disks(base, reference, count):
     """Fills a small disk; yields what each trial lost."""
-    used = sum(-(-p.stat().st_size // 4096) + 1 for p in base.rglob("*"))
-    more = sum(-(-p.stat().st_size // 4096) + 1 for p in reference.rglob("*")) - used
+    here = base.with_name("here")
+    more = [sum(p.stat().st_size for p in x.rglob("*")) for x in (base, reference)]
+    more = 1.2 * (more[1] - more[0]) + 3e6  # what is written aside needs room, too
     for i in range(count):
-        here = base.with_name("here")
-        here.mkdir()
-        pages = used + more * i // count
-        options = f"size={4096 * pages}"
-        mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(here)]
-        if subprocess.run(mount, capture_output=True).returncode:
-            here.rmdir()
+        here.mkdir(exist_ok=True)
+        if _mount(here, "size=1g"):
             print("No right to mount a tmpfs.")
             return
         try:
             shutil.copytree(base, here, dirs_exist_ok=True)
+            room = int(more * (i / count) ** 2) // 4096
 
             @contextlib.contextmanager
-            def small(here=here):
-                yield
-                subprocess.run(
-                    ["mount", "-o", "remount,size=1g", str(here)], check=True
-                )
+            def small(room=room):
+                disk = os.statvfs(here)
+                used = disk.f_blocks - disk.f_bfree
+                _mount(here, f"remount,size={(used + room) * disk.f_frsize}")
+                try:
+                    yield
+                finally:
+                    _mount(here, "remount,size=1g")
 
             yield (
-                f"disk of {pages} pages",
+                f"disk with {room} pages free",
                 here,
-                lambda here=here, small=small: _refused_then_continued(
-                    here, small, reference
-                ),
+                lambda small=small: _refused_then_continued(here, small, reference),
             )
         finally:
             subprocess.run(["umount", "-l", str(here)], check=True)
+            here.rmdir()
+
+
+def _mount(folder, options):
+    """Mounts a tmpfs; returns whether that was refused."""
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    return subprocess.run(command, capture_output=True).returncode != 0
 
 
 def _refused_then_continued(folder, limited, reference):

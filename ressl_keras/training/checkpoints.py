@@ -7,14 +7,17 @@ complete, and its name holds its step and checksum. Batches and views are functi
 """
 
 import hashlib
+import math
 import os
 import re
 import signal
 import threading
 
 import numpy as np
+import tensorflow as tf
+from keras.src.backend.common import global_state
 
-from ressl_keras.errors import UsageError, naming_disk_errors
+from ressl_keras.errors import UsageError, disk_error, naming_disk_errors
 from ressl_keras.run_folder import set_aside, writing_beside
 from ressl_keras.training.callbacks import StepCallback
 
@@ -54,7 +57,9 @@ def save(model, folder, step, keep=2):
     os.makedirs(folder, exist_ok=True)
     unnamed = os.path.join(folder, "checkpoint.weights.h5")
     with naming_disk_errors(unnamed), writing_beside(unnamed) as temporary:
+        _reserve(temporary, model)
         model.save_weights(temporary, overwrite=True)
+        _keep_keras_cache()
         name = f"step-{step:09d}-{_checksum(temporary)}.weights.h5"
         path = os.path.join(folder, name)
         os.replace(temporary, path)
@@ -62,6 +67,37 @@ def save(model, folder, step, keep=2):
         if old != path:
             os.remove(old)
     return path
+
+
+def _keep_keras_cache():
+    """Lets Keras find what it remembers from one save to the next.
+
+    Keras 3.15 writes this cache under another name than it reads
+    (`saving_lib.get_attr_skipset`), so each save makes an optimizer and loses 70 kB.
+    """
+    for kind in ("Layer", "Sequential", "Functional", "Metric", "Optimizer"):
+        known = global_state.get_global_attribute(f"saving_attr_skipset_{kind}")
+        if known is not None:
+            global_state.set_global_attribute(f"saving_attr_skiplist_{kind}", known)
+
+
+def _reserve(path, model):
+    """Checks that there is room for a checkpoint.
+
+    HDF5 does not survive a disk that is full when it closes a file.
+
+    Raises:
+        OSError: as writing would.
+    """
+    variables = [*model.variables, *model.optimizer.variables]
+    size = sum(math.prod(v.shape) * tf.as_dtype(v.dtype).size for v in variables)
+    size += 2**20 + 2**13 * len(variables)  # HDF5's own structures
+    with open(path, "wb") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if disk_error(error):  # else the file system cannot tell
+                raise
 
 
 def last_step(folder):
