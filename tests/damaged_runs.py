@@ -1,18 +1,24 @@
 """Program of test_damage: a run whose files are damaged, or whose disk is full.
 
-  python tests/damaged_runs.py FOLDER damages COUNT
-  python tests/damaged_runs.py FOLDER limits COUNT
-  python tests/damaged_runs.py FOLDER disks COUNT
+  python tests/damaged_runs.py FOLDER damages=60 limits=30 disks=30 writes=30
 
-Each trial takes a copy of a run that was interrupted after it had been exported, gives
-the command again, and compares with what the command makes of the undamaged run.
-`limits` limits the size of files, `disks` that of a tmpfs, which needs the right to
-mount one; the command is then given again without the limit. Exits with status 1 if
-anything was lost.
+Each trial takes a copy of an interrupted run, gives the command again, and compares
+with what the command makes of the undamaged run.
+
+damages: a file of the run's folder is damaged.
+limits: no file may be longer than a limit.
+disks: the folder is a tmpfs with little room; needs the right to mount one.
+writes: the n-th file that Python opens to write, or renames, meets a full disk.
+
+After limits, disks and writes the command is given again without them. Half of these
+trials are of a run that is trained and not exported. Exits with status 1 if anything
+was lost.
 """
 
+import builtins
 import collections
 import contextlib
+import errno
 import os
 import pathlib
 import random
@@ -23,6 +29,7 @@ import subprocess
 import sys
 import time
 import traceback
+from unittest import mock
 
 import small_run
 import tensorflow as tf
@@ -90,12 +97,15 @@ def ended_as(reference, folder, but=None):
     assert not left, left
 
 
-def damages(base, reference, count):
-    """Damages one file after the other; yields what each trial lost."""
+def damages(bases, reference, count):
+    """Damages one file after the other; yields name, folder and function of trials."""
+    base = bases[0]
     chance = random.Random(0)
     files = sorted(p.relative_to(base) for p in base.rglob("*") if p.is_file())
-    chosen = [files[i % len(files)] for i in range(count)]
-    for file in chance.sample(chosen, count):
+    newest = max(file for file in files if file.name.startswith("step-"))
+    chosen = [newest, pathlib.Path("flags.txt")]
+    chosen += chance.choices(files, k=count - len(chosen))
+    for file in chosen:
         kind = chance.choice(KINDS)
         here = base.with_name("here")
         shutil.copytree(base, here)
@@ -122,15 +132,15 @@ def _unrefused(folder):
     assert line is None, line
 
 
-def limits(base, reference, count):
-    """Limits the size of any file; yields what each trial lost."""
+def limits(bases, reference, count):
+    """Limits the size of any file; yields name, folder and function of trials."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # Python's own default
     largest = 3 * 2**20  # more than is set aside for a checkpoint
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     for i in range(count):
-        limit = int(largest * 1.1 * (i / count) ** 3)
-        here = base.with_name("here")
-        shutil.copytree(base, here)
+        limit = int((largest, 4e5)[i % 2] * (i / count) ** 2)
+        here = reference.with_name("here")
+        shutil.copytree(bases[i % 2], here)
 
         @contextlib.contextmanager
         def limited(limit=limit):
@@ -149,18 +159,18 @@ def limits(base, reference, count):
         )
 
 
-def disks(base, reference, count):
-    """Fills a small disk; yields what each trial lost."""
-    here = base.with_name("here")
-    more = [sum(p.stat().st_size for p in x.rglob("*")) for x in (base, reference)]
-    more = 1.2 * (more[1] - more[0]) + 3e6  # what is written aside needs room, too
+def disks(bases, reference, count):
+    """Fills a small disk; yields name, folder and function of trials."""
+    here = reference.with_name("here")
     for i in range(count):
+        # A checkpoint needs more than a megabyte, an export a few hundred kilobytes.
+        more = (3e6, 5e5)[i % 2]
         here.mkdir(exist_ok=True)
         if _mount(here, "size=1g"):
             print("No right to mount a tmpfs.")
             return
         try:
-            shutil.copytree(base, here, dirs_exist_ok=True)
+            shutil.copytree(bases[i % 2], here, dirs_exist_ok=True)
             room = int(more * (i / count) ** 2) // 4096
 
             @contextlib.contextmanager
@@ -189,6 +199,51 @@ def _mount(folder, options):
     return subprocess.run(command, capture_output=True).returncode != 0
 
 
+def writes(bases, reference, count):
+    """Fails the n-th write; yields name, folder and function of trials."""
+    for i in range(count):
+        here = reference.with_name("here")
+        shutil.copytree(bases[i % 2], here)
+        yield (
+            f"write {i // 2}",
+            here,
+            lambda here=here, number=i // 2: _refused_then_continued(
+                here, lambda: failing(here, number), reference
+            ),
+        )
+
+
+@contextlib.contextmanager
+def failing(folder, number):
+    """Within it, this file below a folder cannot be opened to write, or renamed."""
+    count = 0
+
+    def counted(function, writing):
+        def call(path, *arguments, **options):
+            nonlocal count
+            inside = str(path).startswith(str(folder))
+            if inside and writing(*arguments, **options):
+                count += 1
+                if count == number + 1:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            return function(path, *arguments, **options)
+
+        return call
+
+    def opened_to_write(mode="r", *_, **__):
+        return mode[0] in "wax"
+
+    with (
+        mock.patch.multiple(
+            os,
+            replace=counted(os.replace, lambda *_: True),
+            rename=counted(os.rename, lambda *_: True),
+        ),
+        mock.patch.object(builtins, "open", counted(open, opened_to_write)),
+    ):
+        yield
+
+
 def _refused_then_continued(folder, limited, reference):
     """Returns the line with which the command gave up, None where it had room."""
     with limited():
@@ -199,39 +254,49 @@ def _refused_then_continued(folder, limited, reference):
     return line
 
 
-TRIALS = {"damages": damages, "limits": limits, "disks": disks}
+TRIALS = {"damages": damages, "limits": limits, "disks": disks, "writes": writes}
 
 
-def main(folder, kind, count):
-    tf.get_logger().setLevel("ERROR")  # it advises against many functions
-    folder = pathlib.Path(folder)
-    base, reference = folder / "base", folder / "reference"
+def prepare(folder):
+    """An interrupted run, a trained one without an export, and the undisturbed end."""
+    bases = folder / "interrupted", folder / "trained"
+    reference = folder / "reference"
     if not reference.exists():
         with contextlib.suppress(KeyboardInterrupt):
-            small_run.run(base, EPOCHS, True, callbacks=[small_run.Interrupt(13)])
-        export_encoder(base, image_size=8, log=lambda line: None)
-        (base / "evaluation.json").write_text('{"knn": {"top1": 50.0}}')
-        report.write(base / "report.html", run=str(base))
-        shutil.copytree(base, reference)
+            small_run.run(bases[0], EPOCHS, True, callbacks=[small_run.Interrupt(13)])
+        export_encoder(bases[0], image_size=8, log=lambda line: None)
+        (bases[0] / "evaluation.json").write_text('{"knn": {"top1": 50.0}}')
+        report.write(bases[0] / "report.html", run=str(bases[0]))
+        shutil.copytree(bases[0], reference)
         small_run.run(reference, EPOCHS, True)
-    seen, lost, start = collections.Counter(), 0, time.monotonic()
-    for name, here, trial in TRIALS[kind](base, reference, int(count)):
-        try:
-            line = trial()
-        except BaseException:
-            lost += 1
-            print(f"LOST after {name}:", flush=True)
-            traceback.print_exc(limit=-6, file=sys.stdout)
-        else:
-            seen[
-                "refused, then continued" if isinstance(line, str) else "continued"
-            ] += 1
-            print(
-                f"{name}: {line if isinstance(line, str) else 'continued'}", flush=True
-            )
-        shutil.rmtree(here, ignore_errors=True)
-    seconds = time.monotonic() - start
-    print(f"{kind}: {dict(seen)}, lost {lost}, {seconds:.0f} seconds")
+        shutil.copytree(reference, bases[1])
+        shutil.rmtree(bases[1] / "export")
+        for name in ("encoder.keras", "encoder.json", "report.html"):
+            (bases[1] / name).unlink()
+    return bases, reference
+
+
+def main(folder, *wanted):
+    tf.get_logger().setLevel("ERROR")  # it advises against many functions
+    bases, reference = prepare(pathlib.Path(folder))
+    lost = 0
+    for kind, count in (word.split("=") for word in wanted):
+        seen, start = collections.Counter(), time.monotonic()
+        for name, here, trial in TRIALS[kind](bases, reference, int(count)):
+            try:
+                line = trial()
+            except BaseException:
+                seen["lost"] += 1
+                print(f"LOST after {name}:", flush=True)
+                traceback.print_exc(limit=-6, file=sys.stdout)
+            else:
+                refused = isinstance(line, str)
+                seen["refused, then continued" if refused else "continued"] += 1
+                print(f"{name}: {line if refused else 'continued'}", flush=True)
+            shutil.rmtree(here, ignore_errors=True)
+        lost += seen["lost"]
+        seconds = time.monotonic() - start
+        print(f"{kind}: {dict(seen)}, lost {seen['lost']}, {seconds:.0f} seconds")
     sys.exit(lost > 0)
 
 

@@ -16,16 +16,17 @@ import keras
 import numpy as np
 import tensorflow as tf
 import tiny
+from PIL import Image
 
 from ressl_keras.augmentation.layers import View
 from ressl_keras.config import Config
 from ressl_keras.data import shapes
 from ressl_keras.data.datasets import Dataset
 from ressl_keras.data.images import ArrayImages
-from ressl_keras.evaluation import report
+from ressl_keras.evaluation import pictures, report
 from ressl_keras.run_folder import RunFolder, write_json
 from ressl_keras.training import build
-from ressl_keras.training.pretrain import pretrain
+from ressl_keras.training import pretrain as module
 
 SETTINGS = dict(
     hidden_dim=16,
@@ -56,8 +57,8 @@ def run(folder, epochs, simple_views=False, log=lambda line: None, callbacks=())
     Args:
         folder: work directory.
         epochs: epochs in all.
-        simple_views: whether to leave the views' operations out, which take most of
-            the time to trace.
+        simple_views: whether to leave the views' operations and their picture out,
+            which take most of the time.
         log: called with a line of text.
         callbacks: further Keras callbacks.
     """
@@ -65,24 +66,29 @@ def run(folder, epochs, simple_views=False, log=lambda line: None, callbacks=())
     build.build_backbone = tiny.build_backbone
     if simple_views:
         build.build_views = lambda *_: (View([]), [View([])])
+        module.preview = lambda dataset, workdir, config: pictures.save(
+            Image.new("RGB", (8, 8)), RunFolder(workdir).views
+        )
     images = ArrayImages(*shapes.render(80, 0, size=8))
     dataset = Dataset("shapes", images)
     config = Config(epochs=epochs, **SETTINGS)
-    pretrain(dataset, folder, config, callbacks=callbacks, verbose=False, log=log)
+    module.pretrain(
+        dataset, folder, config, callbacks=callbacks, verbose=False, log=log
+    )
     files = RunFolder(folder)
     write_json(files.evaluation, {"knn": {"top1": 50.0}})
     report.write(files.report, run=str(folder), dataset=dataset)
 
 
 def arrays(folder):
-    """Everything in the newest checkpoint: model, queue and optimizer."""
+    """Everything in a run's newest checkpoint: model, queue and optimizer."""
     found = {}
 
     def keep(name, item):
         if isinstance(item, h5py.Dataset):
             found[name] = item[()]
 
-    newest = max(p for p in pathlib.Path(folder).iterdir() if p.name.startswith("step"))
+    newest = max(pathlib.Path(folder, "checkpoints").glob("step-*"))
     with h5py.File(newest) as file:
         file.visititems(keep)
     assert len(found) > 20
@@ -91,7 +97,7 @@ def arrays(folder):
 
 def same_state(one, other):
     """Same model, queue and optimizer in the newest checkpoints, bit for bit."""
-    contents = [arrays(pathlib.Path(folder) / "checkpoints") for folder in (one, other)]
+    contents = [arrays(folder) for folder in (one, other)]
     assert set(contents[0]) == set(contents[1])
     for name, array in contents[0].items():
         np.testing.assert_array_equal(array, contents[1][name], err_msg=name)
