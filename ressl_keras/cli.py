@@ -17,7 +17,7 @@ import textwrap
 from absl import app, flags
 from absl import logging as absl_logging
 
-from ressl_keras.errors import UsageError, closest
+from ressl_keras.errors import UsageError, closest, disk_error
 from ressl_keras.run_folder import read_lines
 from ressl_keras.settings import settings_of
 
@@ -163,10 +163,14 @@ def _guard(main):
     except UsageError as error:
         print_error(error)
         leave(1)
-    except OSError as error:
-        if error.filename is None or error.strerror is None:
+    except Exception as error:
+        named = isinstance(error, OSError) and error.filename and error.strerror
+        if named:
+            print_error(f"{os.fsdecode(error.filename)}: {error.strerror}.")
+        elif disk_error(error):
+            print_error(str(error).split("\n")[0])
+        else:
             raise
-        print_error(f"{os.fsdecode(error.filename)}: {error.strerror}.")
         leave(1)
 
 

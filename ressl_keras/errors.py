@@ -1,6 +1,13 @@
 """How the package says that a request cannot be met."""
 
+import contextlib
 import difflib
+import errno
+import os
+
+# What a disk can refuse: no space, a limit, no permission, a fault.
+_DISK = ("ENOSPC", "EFBIG", "EDQUOT", "EROFS", "EACCES", "EPERM", "EIO", "ENOTCONN")
+_DISK_ERRORS = tuple(getattr(errno, name) for name in _DISK if hasattr(errno, name))
 
 
 class UsageError(ValueError):
@@ -44,3 +51,37 @@ def printable(text):
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode() for c in text
     )
+
+
+def disk_error(error):
+    """The `OSError` of a disk that an exception stands for, or None.
+
+    HDF5 and TensorFlow have exceptions of their own and put the reason into the text.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+            return OSError(error.errno, os.strerror(error.errno), error.filename)
+        for number in _DISK_ERRORS:
+            if os.strerror(number) in str(error):
+                return OSError(number, os.strerror(number))
+        error = error.__cause__ or error.__context__
+    return None
+
+
+@contextlib.contextmanager
+def naming_disk_errors(path):
+    """Turns whatever a library raises for a full disk into an `OSError` with the path.
+
+    Args:
+        path: what is written, where the error names no file.
+
+    Raises:
+        OSError: which a command prints in one line.
+    """
+    try:
+        yield
+    except Exception as error:
+        found = disk_error(error)
+        if found is None or (isinstance(error, OSError) and error.filename):
+            raise
+        raise OSError(found.errno, found.strerror, str(path)) from error

@@ -5,18 +5,21 @@ import csv
 import dataclasses
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
-import socket
 import tempfile
 import zipfile
 import zlib
 
-from ressl_keras.errors import UsageError
+from ressl_keras.errors import UsageError, naming_disk_errors
 from ressl_keras.settings import settings_of
 
 _TEMPORARY = "writing-"
+# What reading a file raises that is not what was written.
+_DAMAGES = (ValueError, KeyError, TypeError, RecursionError, csv.Error)
+_DAMAGES += (IsADirectoryError,)
 
 
 class RunFolder:
@@ -36,7 +39,7 @@ class RunFolder:
         views: picture of the augmented views, PNG.
         neighbours: picture of nearest neighbours, PNG.
         skipped: list of unreadable images, text.
-        lock: who trains or exports here, text; empty when nobody does.
+        lock: the process that trains or exports here, or did last, text.
         checkpoints: folder of checkpoints.
         tensorboard: folder of TensorBoard logs.
         export: folder of SavedModel versions.
@@ -91,27 +94,33 @@ class RunFolder:
         Raises:
             UsageError: if another process holds the lock.
         """
-        with open(self.lock, "a+", encoding="utf-8", errors="replace") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                holder = file.read().strip() or "another process"
-                raise UsageError(
-                    f"{self.path} is in use by {holder}. Wait until it ends, or give "
-                    "another --workdir."
-                ) from None
-            except OSError as error:
-                if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                    raise
-                print(f"{self.path} cannot be locked; start no second run there.")
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
-            try:
-                yield
-            finally:
-                file.truncate(0)
+        file = os.open(self.lock, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            self._take(file)
+            with contextlib.suppress(
+                OSError
+            ):  # a full disk; the lock holds all the same
+                os.ftruncate(file, 0)
+                os.write(
+                    file, f"process {os.getpid()} on {os.uname().nodename}".encode()
+                )
+            yield
+        finally:
+            os.close(file)
+
+    def _take(self, file):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(file, 1000).decode(errors="replace") or "another process"
+            raise UsageError(
+                f"{self.path} is in use by {holder}. Wait until it ends, or give "
+                "another --workdir."
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            print(f"{self.path} cannot be locked; start no second run there.")
 
     def remove_leftovers(self):
         """Removes what interrupted writes left; call it where nobody else writes."""
@@ -162,7 +171,7 @@ class RunFolder:
             UsageError: if the folder holds checkpoints of a run with other settings,
                 apart from those that a resumed run may change.
         """
-        if not (self.is_run() and self.has_checkpoints()):
+        if not (self._has_sound_flags() and self.has_checkpoints()):
             return None
         before = self.read_config(type(config))
         chosen = {
@@ -186,8 +195,16 @@ class RunFolder:
         return config
 
     def write_config(self, config):
-        """Writes the settings as a flagfile."""
-        write_lines(self.flags, config.to_flags())
+        """Writes the settings as a flagfile, with a checksum in its first line."""
+        lines = config.to_flags()
+        write_lines(self.flags, [_checksum_line(lines), *lines])
+
+    def _has_sound_flags(self):
+        """Whether the settings are as they were written; else they are set aside.
+
+        The command gives them again, so that a damaged file need not lock a run out.
+        """
+        return _is_sound(self.flags, _check_flags)
 
     def dataset_name(self):
         """Name of the data set, where the command that trained knew it; else None."""
@@ -200,6 +217,25 @@ class RunFolder:
             if line.startswith("--dataset="):
                 return line.partition("=")[2]
         return None
+
+    def export_versions(self):
+        """Numbers of the complete SavedModel versions, sorted."""
+        if not os.path.isdir(self.export):
+            return []
+        return sorted(
+            int(name)
+            for name in os.listdir(self.export)
+            if name.isdecimal()
+            and os.path.isfile(os.path.join(self.export, name, "saved_model.pb"))
+        )
+
+    def is_exported(self):
+        """Whether all files of the encoder are there; damaged ones are set aside."""
+        return bool(
+            self.has_encoder()
+            and read_json(self.description)
+            and self.export_versions()
+        )
 
     def has_views(self):
         """Whether the picture of the views is there; a damaged one is set aside."""
@@ -245,11 +281,20 @@ def replacing(path):
     A reader never finds half a file, and a failure leaves the old one. The temporary
     file is in the same folder and its name ends like that of `path`.
     """
+    with naming_disk_errors(path), writing_beside(path) as temporary:
+        yield temporary
+        if os.path.isdir(path):
+            set_aside(path)
+        os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def writing_beside(path):
+    """Yields a temporary path in the same folder; what is left there is removed."""
     folder, name = os.path.split(str(path))
     temporary = os.path.join(folder, _TEMPORARY + name)
     try:
         yield temporary
-        os.replace(temporary, path)
     finally:
         with contextlib.suppress(OSError):
             os.remove(temporary)
@@ -284,26 +329,43 @@ def read_json(path):
 def _unless_damaged(path, read):
     """What `read` returns of a file; None without the file.
 
-    A file that it cannot make sense of is renamed, so that it stops no later start and
-    can still be looked at.
+    A file that it cannot make sense of is set aside, so that it stops no later start.
     """
     if not os.path.exists(path):
         return None
     try:
         return read(path)
-    except (ValueError, KeyError, TypeError, RecursionError, csv.Error):
-        pass
+    except _DAMAGES:
+        set_aside(path)
+        return None
+
+
+def set_aside(path):
+    """Renames what is damaged, so that it is out of the way and can be looked at."""
     folder, name = os.path.split(path)
     damaged = os.path.join(folder, f"damaged-{name}")
     with contextlib.suppress(OSError):  # another process may have renamed it
         os.replace(path, damaged)
     print(f"{path} is damaged and set aside as {damaged}.", flush=True)
-    return None
 
 
 def _is_sound(path, check):
     """Whether there is a file that a check accepts; a damaged one is set aside."""
-    return os.path.isfile(path) and _unless_damaged(path, check) is not None
+    return _unless_damaged(path, check) is not None
+
+
+def _checksum_line(lines):
+    digest = hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape"))
+    return f"# checksum {digest.hexdigest()[:16]}"
+
+
+def _check_flags(path):
+    with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        first, *lines = file.read().splitlines() or [""]
+    # Up to 0.1.0 there was no checksum.
+    if not first.startswith("-") and first != _checksum_line(lines):
+        raise ValueError("not as it was written")
+    return True
 
 
 def _load_dict(path):

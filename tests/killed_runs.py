@@ -1,9 +1,10 @@
-"""Program of test_checkpoints: one run undisturbed, and one killed again and again.
+"""Program of test_damage: one run undisturbed, and one killed again and again.
 
-  python tests/killed_runs.py FOLDER [KILLS] [EPOCHS]
+  python tests/killed_runs.py FOLDER KILLS [simple]
 
 Children are forked from a process that has imported TensorFlow but not started it,
-which saves most of a start.
+which saves most of a start. The second kill is in the middle of writing a checkpoint.
+`simple` leaves the views' operations out.
 """
 
 import os
@@ -13,26 +14,14 @@ import signal
 import sys
 import time
 
-os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"
-os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+import small_run
 
-import tensorflow as tf
-import tiny
+from ressl_keras.training import callbacks, checkpoints
 
-from ressl_keras.config import Config
-from ressl_keras.data import shapes
-from ressl_keras.data.datasets import Dataset
-from ressl_keras.data.images import ArrayImages
-from ressl_keras.training import build, callbacks, checkpoints
-from ressl_keras.training.pretrain import pretrain
-
-STEPS_AFTER_WHICH_TO_KILL = 11
+STEPS_AFTER_WHICH_TO_KILL = 5
 
 
-def run(folder, epochs, report=None, die_while_writing=False):
-    tf.config.experimental.enable_op_determinism()
-    build.build_backbone = tiny.build_backbone
+def run(folder, epochs, simple, report=None, die_while_writing=False):
     if report is not None:
         begin = callbacks.Throughput.on_train_batch_begin
 
@@ -42,29 +31,17 @@ def run(folder, epochs, report=None, die_while_writing=False):
 
         callbacks.Throughput.on_train_batch_begin = on_train_batch_begin
     if die_while_writing:
+        checksum = checkpoints._checksum
 
         def half_written(path):
+            if "writing-" not in path:  # a good one, which is read at the start
+                return checksum(path)
             with open(path, "r+b") as file:
                 file.truncate(os.path.getsize(path) // 2)
             os.kill(os.getpid(), signal.SIGKILL)
 
         checkpoints._checksum = half_written
-    images = ArrayImages(*shapes.render(80, 0, size=8))
-    pretrain(
-        Dataset("shapes", images),
-        folder,
-        Config(
-            hidden_dim=16,
-            embedding_dim=8,
-            queue_size=20,
-            epochs=epochs,
-            warmup_epochs=1,
-            batch_size=16,
-            checkpoint_every=3,
-            knn_every=0,
-        ),
-        verbose=False,
-    )
+    small_run.run(folder, epochs, simple)
 
 
 def child(*arguments):
@@ -80,13 +57,14 @@ def child(*arguments):
     return process
 
 
-def main(folder, kills=10, epochs=40):
-    kills, epochs = int(kills), int(epochs)
+def main(folder, kills, simple=""):
+    kills, folder = int(kills), pathlib.Path(folder)
+    # A run of the length of all that is seen, and a little more.
+    epochs = kills * STEPS_AFTER_WHICH_TO_KILL // 5 + 2
     moments = random.Random(0)
-    killed = os.path.join(folder, "killed")
     for attempt in range(kills):
         source, sink = os.pipe()
-        process = child(killed, epochs, sink, attempt == 5)
+        process = child(folder / "killed", epochs, simple, sink, attempt == 1)
         os.close(sink)
         for _ in range(STEPS_AFTER_WHICH_TO_KILL):
             if not os.read(source, 1):
@@ -98,10 +76,15 @@ def main(folder, kills=10, epochs=40):
         os.close(source)
         if not os.WIFSIGNALED(status):
             sys.exit(f"attempt {attempt} ended by itself, status {status}")
+        if attempt == 1 and not list(folder.glob("killed/checkpoints/writing-*")):
+            sys.exit("the second kill left no half checkpoint")
     for name in ("killed", "undisturbed"):
-        _, status = os.waitpid(child(os.path.join(folder, name), epochs), 0)
-        if status:
-            sys.exit(f"the run in {name} failed, status {status}")
+        small_run.run(folder / name, epochs, simple)
+    small_run.same_state(folder / "killed", folder / "undisturbed")
+    small_run.same_metrics(folder / "killed", folder / "undisturbed")
+    if list(folder.glob("killed/**/writing-*")):
+        sys.exit("a half checkpoint was left to the end")
+    print(f"{kills} kills, {epochs * 5} steps: equal")
 
 
 if __name__ == "__main__":

@@ -43,7 +43,6 @@ def test_a_second_process_is_told_who_holds_the_folder(holder, tmp_path):
     holder.communicate("")
     with RunFolder(tmp_path).locked():
         assert f"process {os.getpid()} " in (tmp_path / "lock.txt").read_text()
-    assert (tmp_path / "lock.txt").read_text() == ""
 
 
 def test_a_killed_process_leaves_no_lock(holder, tmp_path):

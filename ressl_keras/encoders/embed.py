@@ -1,5 +1,6 @@
 """Embedding many images, in memory or into a file."""
 
+import functools
 import os
 
 import keras
@@ -100,8 +101,13 @@ def _embeddings(images, encoder, batch_size, verbose):
         progress.update(count, finalize=True)
 
 
+@functools.lru_cache(maxsize=2)
 def _forward(encoder, dtype):
-    """An encoder as a function that is traced once, for batches of any length."""
+    """An encoder as a function that is traced once, for batches of any length.
+
+    It is kept for the next call: TensorFlow never frees all of a traced function, and a
+    run embeds images after every epoch.
+    """
     spec = tf.TensorSpec([None, *encoder.input_shape[1:]], dtype)
 
     @tf.function(input_signature=[spec])

@@ -12,7 +12,7 @@ from ressl_keras.config import MAX_PIXELS
 from ressl_keras.data.decoding import DEFAULT, decode
 from ressl_keras.data.image_headers import pixel_count
 from ressl_keras.data.pipeline import center_crop
-from ressl_keras.errors import UsageError
+from ressl_keras.errors import UsageError, naming_disk_errors
 from ressl_keras.run_folder import RunFolder, write_json
 
 _SERVING_API = "pip install --no-deps tensorflow-serving-api"
@@ -150,7 +150,8 @@ def save_saved_model(
     temporary = tempfile.mkdtemp(prefix="writing-", dir=folder)
     try:
         served = ServingModule(encoder, size, normalize, max_pixels, decoder)
-        tf.saved_model.save(served, temporary, signatures=served.signatures)
+        with naming_disk_errors(folder):
+            tf.saved_model.save(served, temporary, signatures=served.signatures)
         extra = os.path.join(temporary, "assets.extra")
         os.makedirs(extra)
         write_json(

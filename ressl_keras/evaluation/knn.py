@@ -51,21 +51,25 @@ def knn_votes(
     classes = int(train_labels.max()) + 1
     k = min(k, len(train_labels))
 
-    @tf.function(input_signature=[tf.TensorSpec([None, bank.shape[1]])])
-    def vote(block_queries):
-        similarities = tf.matmul(block_queries, bank, transpose_b=True)
-        nearest, indices = tf.math.top_k(similarities, k)
-        weights = tf.exp((nearest - 1) / temperature)
-        return tf.math.bincount(
-            tf.gather(bank_labels, indices),
-            weights,
-            minlength=classes,
-            maxlength=classes,
-            axis=-1,
-        )
-
-    votes = [vote(queries[i : i + block]) for i in range(0, len(queries), block)]
+    votes = [
+        _vote(queries[i : i + block], bank, bank_labels, k, temperature, classes)
+        for i in range(0, len(queries), block)
+    ]
     return np.concatenate(votes)
+
+
+@tf.function(reduce_retracing=True)
+def _vote(queries, bank, labels, k, temperature, classes):
+    """Votes [queries, classes]; traced once for all evaluations of a run."""
+    similarities = tf.matmul(queries, bank, transpose_b=True)
+    nearest, indices = tf.math.top_k(similarities, k)
+    return tf.math.bincount(
+        tf.gather(labels, indices),
+        tf.exp((nearest - 1) / temperature),
+        minlength=classes,
+        maxlength=classes,
+        axis=-1,
+    )
 
 
 def accuracies(scores, labels):

@@ -10,6 +10,7 @@ from PIL import Image
 
 from ressl_keras.config import Config
 from ressl_keras.encoders.encoder import describe, is_frozen
+from ressl_keras.errors import disk_error
 from ressl_keras.evaluation import figures, report_images
 from ressl_keras.evaluation.page import clean, folded, inline
 from ressl_keras.run_folder import RunFolder, read_json, replacing
@@ -126,9 +127,12 @@ def try_to_write(path, log=print, **arguments):
     """
     try:
         log(f"The report is {write(path, **arguments)}.")
-    except Exception:
-        traceback.print_exc()
-        log("The report could not be written, see above. All other files are complete.")
+    except Exception as error:
+        found = disk_error(error)
+        if found is None:
+            traceback.print_exc()
+        why = f": {path}: {found.strerror}." if found else ", see above."
+        log(f"The report could not be written{why} All other files are complete.")
 
 
 def _facts(description, config, encoder, dataset):

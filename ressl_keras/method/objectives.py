@@ -58,6 +58,69 @@ def check_positive(**numbers):
             raise UsageError(f"{name} must be positive; got {number}.")
 
 
+def check_objective(objective):
+    """Checks that an object is an objective: callable, with its two temperatures.
+
+    Raises:
+        TypeError: saying what is missing.
+    """
+    wanted = ("student_temperature", "teacher_temperature")
+    missing = [name for name in wanted if not hasattr(objective, name)]
+    if isinstance(objective, type):
+        raise TypeError(
+            f"objective is the class {objective.__name__}; give an instance of it."
+        )
+    if missing or not callable(objective):
+        lacking = " and ".join(missing) or "__call__"
+        kind = getattr(objective, "__name__", type(objective).__name__)
+        raise TypeError(
+            f"objective is {kind}, which has no {lacking}. An objective is an instance "
+            "of a class with student_temperature, teacher_temperature and "
+            "__call__(student, teacher, positive, step), such as Relation(); a plain "
+            "function has no temperatures."
+        )
+
+
+def serialize_objective(objective):
+    """An objective as Keras saves it.
+
+    Raises:
+        TypeError: if it could not be loaded again.
+    """
+    kind = type(objective)
+    missing = [
+        name for name in ("get_config", "from_config") if not hasattr(kind, name)
+    ]
+    if missing:
+        raise TypeError(
+            f"The model cannot be saved as a whole: its objective {kind.__name__} has "
+            f"no {' and no '.join(missing)}. Add what is missing, or save "
+            "model.backbone or model.save_weights instead."
+        )
+    return keras.saving.serialize_keras_object(objective)
+
+
+def deserialize_objective(config, custom_objects=None):
+    """The objective in a saved model.
+
+    Raises:
+        UsageError: if its class is not known or does not take its configuration.
+    """
+    try:
+        return keras.saving.deserialize_keras_object(
+            config, custom_objects=custom_objects
+        )
+    except TypeError as error:
+        # Not a TypeError: Keras would add the whole configuration to it.
+        name = config.get("class_name")
+        raise UsageError(
+            f"The saved model's objective {name} cannot be made "
+            f"({str(error).splitlines()[0][:200]}). Register its class with "
+            "@keras.saving.register_keras_serializable() before loading, or give "
+            f'custom_objects={{"{name}": {name}}}.'
+        ) from error
+
+
 @keras.saving.register_keras_serializable("ressl_keras")
 class Relation:
     """The relation of ReSSL (arXiv 2107.09282, section 3.2).

@@ -13,6 +13,13 @@ from ressl_keras.method.normalization import fuse_batch_norms
 from ressl_keras.method.optimizers import SGD  # noqa: F401, saved models refer to it
 from ressl_keras.method.queue import FeatureQueue
 
+_NO_VALIDATION = (
+    "ReSSL has no validation loss: the loss depends on the queue and says nothing "
+    "about the encoder. Give fit the callback "
+    "ressl_keras.training.callbacks.KNNMonitor, or judge model.backbone with "
+    "ressl_keras.evaluation.protocols.evaluate."
+)
+
 
 def _all_or_nothing(train_step):
     """Starts a step only once its batch has been read.
@@ -71,6 +78,7 @@ class ReSSL(keras.Model):
     Raises:
         UsageError: if the momentum is outside [0, 1], the queue has no rows, or
             `references` is unknown.
+        TypeError: if `objective` is no objective, such as a plain function.
 
     Example:
 
@@ -103,7 +111,8 @@ class ReSSL(keras.Model):
             raise UsageError(f"momentum must lie in [0, 1]; got {momentum}.")
         self.queue_size = queue_size
         self.momentum = momentum
-        self.objective = objective or objectives.Relation()
+        self.objective = objectives.Relation() if objective is None else objective
+        objectives.check_objective(self.objective)
         self.references = references
         self.shuffle_teacher = shuffle_teacher
         self.seed = seed
@@ -166,6 +175,24 @@ class ReSSL(keras.Model):
     def call(self, images, training=False):
         """The student's unit embeddings [batch, dim] of normalised images."""
         return _unit(self.student(images, training=training))
+
+    def fit(self, *args, validation_data=None, validation_split=0.0, **kwargs):
+        """Trains as `keras.Model.fit` does, without validation.
+
+        Raises:
+            NotImplementedError: if validation is asked for.
+        """
+        if validation_data is not None or validation_split:
+            raise NotImplementedError(_NO_VALIDATION)
+        return super().fit(*args, **kwargs)
+
+    def evaluate(self, *args, **kwargs):
+        """Is not implemented: the loss without labels judges no encoder.
+
+        Raises:
+            NotImplementedError: always, with what to use.
+        """
+        raise NotImplementedError(_NO_VALIDATION)
 
     @_all_or_nothing
     def train_step(self, data):
@@ -322,7 +349,7 @@ class ReSSL(keras.Model):
             "student_view": [serialize(view) for view in self.views.students],
             "queue_size": self.queue_size,
             "momentum": self.momentum,
-            "objective": serialize(self.objective),
+            "objective": objectives.serialize_objective(self.objective),
             "references": self.references,
             "predictor": serialize(self.predictor),
             "shuffle_teacher": self.shuffle_teacher,
@@ -340,9 +367,13 @@ class ReSSL(keras.Model):
                 part, custom_objects=custom_objects
             )
 
-        parts = ("backbone", "projector", "teacher_view", "student_view")
-        for part in (*parts, "objective", "predictor"):
+        parts = ("backbone", "projector", "teacher_view", "student_view", "predictor")
+        for part in parts:
             config[part] = deserialize(config.get(part))
+        if isinstance(config.get("objective"), dict):
+            config["objective"] = objectives.deserialize_objective(
+                config["objective"], custom_objects
+            )
         return cls(**config)
 
 

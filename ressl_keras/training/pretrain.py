@@ -108,7 +108,7 @@ def pretrain(
         run = _Run(dataset, config, folder, plan, (teacher_view, student_view), log)
         run.prepare(strategy, backbone)
         step = run.first_step
-        if step >= plan.total_steps and chief and folder.has_encoder():
+        if step >= plan.total_steps and chief and folder.is_exported():
             log(f"The run is finished, at step {step}; nothing is left to train.")
             return folder.encoder
         run.train(strategy, chief, verbose, callbacks)

@@ -12,8 +12,10 @@ from tensorboard.plugins import projector
 from ressl_keras.augmentation.layers import View
 from ressl_keras.data.images import Subset, spread_indices
 from ressl_keras.data.pipeline import evaluation_batches
+from ressl_keras.errors import naming_disk_errors
 from ressl_keras.evaluation import pictures
 from ressl_keras.evaluation.features import extract
+from ressl_keras.run_folder import replacing, write_lines
 from ressl_keras.training.callbacks import is_due
 
 _THUMBNAIL = 32  # side in pixels
@@ -30,6 +32,14 @@ class EpochTensorBoard(keras.callbacks.TensorBoard):
 
     def on_train_batch_end(self, batch, logs=None):
         super().on_train_batch_end(batch)
+
+    def on_epoch_end(self, epoch, logs=None):
+        with naming_disk_errors(self.log_dir):
+            super().on_epoch_end(epoch, logs)
+
+    def on_train_end(self, logs=None):
+        with naming_disk_errors(self.log_dir):
+            super().on_train_end(logs)
 
 
 class Dashboard(keras.callbacks.Callback):
@@ -74,8 +84,11 @@ class Dashboard(keras.callbacks.Callback):
                 tf.summary.image("views", picture[np.newaxis])
 
     def on_epoch_end(self, epoch, logs=None):
-        if not is_due(epoch, self.every, self.last_epoch):
-            return
+        if is_due(epoch, self.every, self.last_epoch):
+            with naming_disk_errors(self.folder):
+                self._write(epoch)
+
+    def _write(self, epoch):
         with self._writer.as_default(step=epoch):
             for name, values in self._similarities().items():
                 tf.summary.histogram(f"similarities/{name}", values)
@@ -86,7 +99,8 @@ class Dashboard(keras.callbacks.Callback):
         write_projector(self.folder, features, thumbnails, labels, self.class_names)
 
     def on_train_end(self, logs=None):
-        self._writer.flush()
+        with naming_disk_errors(self.folder):
+            self._writer.flush()
 
     def _similarities(self):
         """To the queue, of 256 images as they are, [256, queue size] each."""
@@ -116,21 +130,24 @@ def write_projector(folder, features, thumbnails, labels=None, class_names=()):
     embedding = config.embeddings.add(
         tensor_name="features", tensor_path="features.tsv"
     )
-    np.savetxt(
-        os.path.join(folder, embedding.tensor_path), features, "%.4g", delimiter="\t"
-    )
+    with replacing(os.path.join(folder, embedding.tensor_path)) as path:
+        np.savetxt(path, features, "%.4g", delimiter="\t")
     if labels is not None:
         embedding.metadata_path = "labels.tsv"
         names = [class_names[label] if class_names else label for label in labels]
         # A tab or a line break in a name would be another column or row.
         lines = [" ".join(str(name).split()) for name in names]
-        with open(os.path.join(folder, embedding.metadata_path), "w") as file:
-            file.writelines(f"{line}\n" for line in lines)
+        write_lines(os.path.join(folder, embedding.metadata_path), lines)
     embedding.sprite.image_path = "thumbnails.png"
     embedding.sprite.single_image_dim.extend(thumbnails.shape[1:3])
-    path = os.path.join(folder, embedding.sprite.image_path)
-    Image.fromarray(_sprite(thumbnails)).save(path)
-    projector.visualize_embeddings(folder, config)
+    pictures.save(
+        Image.fromarray(_sprite(thumbnails)),
+        os.path.join(folder, embedding.sprite.image_path),
+    )
+    # As `projector.visualize_embeddings` does, but never half a file.
+    write_lines(
+        os.path.join(folder, "projector_config.pbtxt"), str(config).splitlines()
+    )
 
 
 def _sprite(thumbnails):
