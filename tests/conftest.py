@@ -39,6 +39,18 @@ def golden(shared):
     return lambda name: np.load(shared(f"golden/{name}.npz"))
 
 
+@pytest.fixture(scope="module")
+def light_backbone():
+    """A network that is quick to trace in place of every named one of a run."""
+    import tiny
+
+    from ressl_keras.training import build
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "build_backbone", tiny.build_backbone)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     keras.utils.set_random_seed(0)

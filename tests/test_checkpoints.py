@@ -7,7 +7,6 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-import tiny
 from small_run import arrays
 
 from ressl_keras import SGD, ReSSL, UsageError, build_projector
@@ -16,9 +15,12 @@ from ressl_keras.data import shapes
 from ressl_keras.data.datasets import Dataset
 from ressl_keras.data.images import ArrayImages
 from ressl_keras.run_folder import RunFolder
-from ressl_keras.training import build, checkpoints
+from ressl_keras.training import checkpoints
 from ressl_keras.training.callbacks import Throughput
 from ressl_keras.training.pretrain import pretrain
+
+# What is saved and resumed depends on no particular network.
+pytestmark = pytest.mark.usefixtures("light_backbone")
 
 
 def test_the_last_few_are_kept(tmp_path, model):
@@ -82,14 +84,6 @@ def test_without_a_checkpoint_a_run_starts_at_step_zero(tmp_path, model):
     assert checkpoints.restore(model, tmp_path) == 0
 
 
-@pytest.fixture(scope="module", autouse=True)
-def light_backbone():
-    """What is saved and resumed depends on no particular network."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "build_backbone", tiny.build_backbone)
-        yield
-
-
 @pytest.fixture
 def model():
     images = keras.Input([4, 4, 3])
@@ -130,7 +124,7 @@ def run(folder, log=lambda line: None, callbacks=(), **settings):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
+def undisturbed(tmp_path_factory, light_backbone):
     folder = tmp_path_factory.mktemp("undisturbed")
     run(folder)
     return folder

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import ROOT
-from test_checkpoints import arrays
+from small_run import arrays
 
 from ressl_keras import UsageError
 from ressl_keras.config import Config
@@ -71,7 +71,7 @@ def run(folder, strategy="one_device", devices=0, workers=0, stop=20):
     for process in start(command, workers):
         _, errors = process.communicate(timeout=240)
         assert process.returncode == 0, errors
-    return arrays(folder / "checkpoints")
+    return arrays(folder)
 
 
 @pytest.fixture(scope="module")

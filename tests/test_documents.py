@@ -165,7 +165,7 @@ def test_training_runs(words, random, monkeypatch, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def own(tmp_path_factory):
+def own(tmp_path_factory, light_backbone):
     """A few images and a run on them: the folder of both."""
     folder = tmp_path_factory.mktemp("own")
     random = np.random.default_rng(0)
@@ -175,7 +175,7 @@ def own(tmp_path_factory):
         pixels = random.integers(0, 256, [20, 24, 3]).astype(np.uint8)
         Image.fromarray(pixels).save(label / f"{place}.png")
     assert OWN_IMAGES in documented("train")
-    words = [*OWN_IMAGES, *TINY, "--image_size=16", "--width=4", "--hidden_dim=8"]
+    words = [*OWN_IMAGES, *TINY, "--image_size=16", "--hidden_dim=8"]
     words += [f"--data_dir={folder}/my_images", f"--workdir={folder}/run"]
     train.run(parse(TrainOptions, *words))
     return folder

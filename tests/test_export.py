@@ -314,7 +314,7 @@ RUNS = {
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(tmp_path_factory, light_backbone):
     """Runs of two steps, as training leaves them: dict from name to folder."""
     pixels, labels = shapes.render(32, seed=0, size=SIZE)
     images = ArrayImages(pixels, labels)
@@ -323,8 +323,6 @@ def runs(tmp_path_factory):
     for name, settings in RUNS.items():
         folders[name] = tmp_path_factory.mktemp("run")
         config = Config(
-            backbone="resnet10_small",
-            width=4,
             hidden_dim=16,
             embedding_dim=8,
             queue_size=64,
@@ -367,7 +365,7 @@ def test_every_run_is_exported_with_the_weights_of_its_checkpoint(name, network,
     keys = student if network == "student" else saved.keys() - student
     saved = [saved[key] for key in keys]
     trained = [w for w in load_encoder(path).weights if w.shape != (1, 1, 1, 3)]
-    assert len(trained) > 50
+    assert len(trained) == 5  # of a convolution and a batch norm
     for weight in trained:
         assert any(np.array_equal(weight, array) for array in saved), weight.path
     described = json.loads((runs[name] / "encoder.json").read_text())
