@@ -335,3 +335,12 @@ def test_an_operation_on_images_is_the_one_on_planes(name, arguments, images):
     planes = getattr(image_ops, name)(image_ops.to_planes(images), *arguments)
     assert result.shape[0] == 6 and result.shape[-1] == 3
     np.testing.assert_allclose(result, tf.transpose(planes, [0, 2, 3, 1]), atol=1e-6)
+
+
+def test_float_images_in_0_1_are_refused(random):
+    view = views.strong_view(8)
+    pixels = random.uniform(0, 255, [4, 8, 8, 3]).astype(np.float32)
+    view(pixels, training=True)
+    view(np.zeros_like(pixels), training=True)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="Multiply them by 255"):
+        view(pixels / 255, training=True)

@@ -295,6 +295,9 @@ class View(keras.layers.Layer):
 
     Returns:
         Normalised images in the layer's compute dtype.
+
+    Raises:
+        tf.errors.InvalidArgumentError: if float images lie in 0-1.
     """
 
     def __init__(self, operations, mean=MEAN, std=STD, seed=0, **kwargs):
@@ -317,6 +320,8 @@ class View(keras.layers.Layer):
             return tf.cast(images, self.compute_dtype)
         if seed is None:
             seed = tf.cast(self.seed_generator.next(), tf.int32)
+        if isinstance(self.operations[0], RandomResizedCropAndFlip):
+            _check_range(images)  # whole images; those that are cropped may be dark
         planes = image_ops.to_planes(images)
         for index, operation in enumerate(self.operations):
             fold = tf.random.experimental.stateless_fold_in(seed, index)
@@ -348,6 +353,16 @@ class View(keras.layers.Layer):
             "std": self.std,
             "seed": self.seed,
         }
+
+
+def _check_range(images):
+    """Refuses float images in 0-1, which would become nearly black."""
+    if images.dtype.is_floating:
+        highest = tf.reduce_max(images)
+        tf.debugging.Assert(
+            (highest <= 0) | (highest > 1),
+            ["Images must lie in 0-255; these lie in 0-1. Multiply them by 255."],
+        )
 
 
 def photometric_operations(augmentation=Augmentation()):  # noqa: B008, immutable
