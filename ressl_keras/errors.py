@@ -5,6 +5,8 @@ import difflib
 import errno
 import os
 
+# How the name of a file begins until it is complete.
+TEMPORARY = "writing-"
 # What a disk can refuse: no space, a limit, no permission, a fault.
 _DISK = ("ENOSPC", "EFBIG", "EDQUOT", "EROFS", "EACCES", "EPERM", "EIO", "ENOTCONN")
 _DISK_ERRORS = tuple(getattr(errno, name) for name in _DISK if hasattr(errno, name))
@@ -73,7 +75,7 @@ def naming_disk_errors(path):
     """Turns whatever a library raises for a full disk into an `OSError` with the path.
 
     Args:
-        path: what is written, where the error names no file.
+        path: what is written, where the error names no file or a temporary one.
 
     Raises:
         OSError: which a command prints in one line.
@@ -82,6 +84,9 @@ def naming_disk_errors(path):
         yield
     except Exception as error:
         found = disk_error(error)
-        if found is None or (isinstance(error, OSError) and error.filename):
+        if found is None:
+            raise
+        name = os.path.basename(os.fsdecode(found.filename or TEMPORARY))
+        if not name.startswith(TEMPORARY):
             raise
         raise OSError(found.errno, found.strerror, str(path)) from error

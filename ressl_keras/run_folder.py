@@ -13,10 +13,9 @@ import tempfile
 import zipfile
 import zlib
 
-from ressl_keras.errors import UsageError, naming_disk_errors
+from ressl_keras.errors import TEMPORARY, UsageError, naming_disk_errors
 from ressl_keras.settings import settings_of
 
-_TEMPORARY = "writing-"
 # What reading a file raises that is not what was written.
 _DAMAGES = (ValueError, KeyError, TypeError, RecursionError, csv.Error)
 _DAMAGES += (IsADirectoryError,)
@@ -128,7 +127,7 @@ class RunFolder:
             if not os.path.isdir(folder):
                 continue
             for entry in os.scandir(folder):
-                if entry.name.startswith(_TEMPORARY):
+                if entry.name.startswith(TEMPORARY):
                     remove = shutil.rmtree if entry.is_dir() else os.remove
                     remove(entry.path)
 
@@ -292,7 +291,7 @@ def replacing(path):
 def writing_beside(path):
     """Yields a temporary path in the same folder; what is left there is removed."""
     folder, name = os.path.split(str(path))
-    temporary = os.path.join(folder, _TEMPORARY + name)
+    temporary = os.path.join(folder, TEMPORARY + name)
     try:
         yield temporary
     finally:
