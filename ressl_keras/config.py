@@ -40,6 +40,15 @@ class ImageOptions(Options):
         high=2.0**32,
     )
 
+    channels: int = setting(
+        3,
+        "Channels of the images: 1 for gray, 3 for colour, 4 for colour and alpha.",
+        group="Data",
+        low=1,
+        high=4,
+        choices=(1, 3, 4),
+    )
+
     def __post_init__(self):
         super().__post_init__()
         if self.value_range and self.value_range[0] > self.value_range[1]:

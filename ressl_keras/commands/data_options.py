@@ -54,5 +54,6 @@ class DataOptions(ImageOptions):
             labels=self.labels,
             exif_orientation=self.exif_orientation,
             value_range=self.value_range,
+            channels=self.channels,
             **options,
         )

@@ -61,8 +61,8 @@ def export_encoder(
     if not checkpoints.last_step(folder.checkpoints):
         raise UsageError(f"{workdir} has no checkpoint to export.")
     size = image_size or _image_size(folder, config)
-    own = own_network(config.backbone, folder, size)
-    model = build_model(config, Plan(size), network=own)
+    own = own_network(config.backbone, folder, size, channels=config.channels)
+    model = build_model(config, Plan(size, channels=config.channels), network=own)
     step = checkpoints.restore(model, folder.checkpoints)
     if not step:
         raise UsageError(f"{workdir} has no undamaged checkpoint to export.")

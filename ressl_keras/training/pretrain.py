@@ -94,7 +94,8 @@ def pretrain(
     strategy = strategy or tf.distribute.get_strategy()
     folder = RunFolder(workdir)
     replicas = strategy.num_replicas_in_sync
-    dataset, own_views = as_dataset(dataset), (teacher_view, student_view)
+    dataset = as_dataset(dataset, config.channels)
+    own_views = teacher_view, student_view
     config = _as_read(config, dataset)
     if backbone is not None:
         config = dataclasses.replace(config, backbone=os.path.basename(folder.network))
@@ -109,7 +110,9 @@ def pretrain(
     folder.check_config(config)
     keras.utils.set_random_seed(config.seed)
     with strategy.scope():
-        network = own_network(config.backbone, folder, plan.image_size, backbone)
+        network = own_network(
+            config.backbone, folder, plan.image_size, backbone, plan.channels
+        )
         jit_compile = _worth_compiling(replicas)
         model = build_model(config, plan, jit_compile, own_views, network)
         encoder = build_monitored_encoder(model, config, plan)
@@ -289,6 +292,7 @@ class _Run:
 
 def _as_read(config, dataset):
     """The settings with those that the data set's files were decoded with."""
+    config = dataclasses.replace(config, channels=dataset.pretrain.channels)
     if dataset.decoder is None:
         return config
     return dataclasses.replace(config, **dataclasses.asdict(dataset.decoder))

@@ -10,6 +10,7 @@ from PIL import Image
 from tensorboard.plugins import projector
 
 from ressl_keras.augmentation.layers import View
+from ressl_keras.augmentation.statistics import statistics
 from ressl_keras.data.images import Subset, spread_indices
 from ressl_keras.data.pipeline import evaluation_batches
 from ressl_keras.evaluation import pictures
@@ -92,7 +93,8 @@ class Dashboard(keras.callbacks.Callback):
         """To the queue, of 256 images as they are, [256, queue size] each."""
         size = self.encoder.input_shape[1]
         batches = evaluation_batches(self.images, size, count=256)
-        images = View([])(next(iter(batches)))
+        batch = next(iter(batches))
+        images = View([], *statistics(batch.shape[-1]))(batch)
         found = {}
         for name in ("student", "teacher"):
             embeddings = getattr(self.model, name)(images, training=False)
