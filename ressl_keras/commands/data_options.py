@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from ressl_keras.config import ImageOptions
+from ressl_keras.image_options import ImageOptions
 from ressl_keras.settings import setting
 
 

@@ -1,8 +1,6 @@
 """The network of a run: by name, from a file, from a module, or a model in memory."""
 
-import importlib
 import os
-import sys
 
 import keras
 
@@ -10,6 +8,7 @@ from ressl_keras.encoders.encoder import load_model_file
 from ressl_keras.errors import UsageError
 from ressl_keras.method.networks import check_backbone, pooled
 from ressl_keras.run_folder import replacing
+from ressl_keras.training.own import imported
 
 
 def is_own(backbone):
@@ -30,7 +29,7 @@ def check(backbone, width=64):
     if not is_own(backbone):
         check_backbone(backbone, width)
     elif ":" in backbone:
-        _function(backbone)
+        imported(backbone, "backbone")
     elif not os.path.isfile(backbone):
         raise UsageError(f"There is no file {backbone} (from here, {os.getcwd()}).")
 
@@ -113,23 +112,8 @@ def in_policy(network, image_size, channels=3):
     return copy
 
 
-def _function(backbone):
-    module_name, _, name = backbone.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # the path of an installed command lacks it
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise UsageError(f"--backbone={backbone}: {error}.") from error
-    if not callable(getattr(module, name, None)):
-        raise UsageError(
-            f"--backbone={backbone}: {module_name} has no function {name}."
-        )
-    return getattr(module, name)
-
-
 def _call(backbone, input_shape):
-    model = _function(backbone)(input_shape)
+    model = imported(backbone, "backbone")(input_shape)
     if not isinstance(model, keras.Model):
         raise UsageError(
             f"--backbone={backbone} returned {type(model).__name__}, no keras.Model."

@@ -18,10 +18,15 @@ from ressl_keras.method.networks import (
     build_projector,
     synchronize,
 )
-from ressl_keras.method.objectives import build_objective
-from ressl_keras.method.optimizers import build_optimizer, warmup_cosine
+from ressl_keras.method.objectives import as_objective, build_objective
+from ressl_keras.method.optimizers import (
+    CosineMomentum,
+    build_optimizer,
+    warmup_cosine,
+)
 from ressl_keras.method.ressl import ReSSL
 from ressl_keras.training import backbones, initial
+from ressl_keras.training.own import imported
 
 # Fewer steps than these teach next to nothing.
 _FEW_STEPS = 200
@@ -98,7 +103,14 @@ def make_plan(config, images, replicas=1):
     )
 
 
-def build_model(config, plan, jit_compile=False, own_views=(None, None), network=None):
+def build_model(
+    config,
+    plan,
+    jit_compile=False,
+    own_views=(None, None),
+    network=None,
+    objective=None,
+):
     """The model of a run, compiled, its optimizer built.
 
     Args:
@@ -110,6 +122,7 @@ def build_model(config, plan, jit_compile=False, own_views=(None, None), network
             those of the settings; None takes theirs.
         network: result of `backbones.own_network`; None builds the network that the
             settings name.
+        objective: in place of the one that the settings describe, or None.
 
     Returns:
         A `ReSSL`.
@@ -132,14 +145,8 @@ def build_model(config, plan, jit_compile=False, own_views=(None, None), network
             weak,
             strong,
             queue_size=config.queue_size,
-            momentum=config.momentum,
-            objective=build_objective(
-                config.method,
-                config.student_temperature,
-                config.teacher_temperature,
-                config.info_nce_temperature,
-                info_nce_steps=round(config.info_nce_epochs * plan.steps_per_epoch),
-            ),
+            momentum=_momentum(config, plan),
+            objective=_objective(config, plan, objective),
             references=config.references,
             predictor=predictor,
             shuffle_teacher=config.batch_norm == "shuffled",
@@ -147,6 +154,28 @@ def build_model(config, plan, jit_compile=False, own_views=(None, None), network
         )
         compile_model(model, config, plan, jit_compile)
     return model
+
+
+def _momentum(config, plan):
+    """A number, or a schedule where the settings name a last momentum."""
+    if config.final_momentum is None:
+        return config.momentum
+    return CosineMomentum(config.momentum, config.final_momentum, plan.total_steps)
+
+
+def _objective(config, plan, own=None):
+    """The objective: given, in a module of the user's, or that of the method."""
+    if own is None and config.objective:
+        own = imported(config.objective, "objective")
+    if own is not None:
+        return as_objective(own)
+    return build_objective(
+        config.method,
+        config.student_temperature,
+        config.teacher_temperature,
+        config.info_nce_temperature,
+        info_nce_steps=round(config.info_nce_epochs * plan.steps_per_epoch),
+    )
 
 
 def _backbone(config, plan, size, network):

@@ -76,7 +76,7 @@ def export_encoder(
         workdir,
         size,
         {
-            "method": config.method,
+            "method": config.objective or config.method,
             "backbone": config.backbone,
             "dataset": folder.dataset_name(),
             "steps": step,

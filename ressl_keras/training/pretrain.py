@@ -18,7 +18,7 @@ from ressl_keras.data.images import StreamedImages
 from ressl_keras.data.pipeline import InputTimer, files_of_steps, training_batches
 from ressl_keras.encoders.export import save_all
 from ressl_keras.errors import UsageError
-from ressl_keras.method.objectives import InfoNCE
+from ressl_keras.method.objectives import uses
 from ressl_keras.method.ressl import ReSSL
 from ressl_keras.run_folder import RunFolder
 from ressl_keras.training import checkpoints, distribution
@@ -59,6 +59,7 @@ def pretrain(
     backbone: keras.Model | None = None,
     teacher_view: keras.layers.Layer | None = None,
     student_view: keras.layers.Layer | Sequence[keras.layers.Layer] | None = None,
+    objective: Callable | None = None,
     verbose: bool = True,
     log: Callable[[str], object] = print,
 ) -> str:
@@ -75,6 +76,8 @@ def pretrain(
         teacher_view: `View` in place of the one that the settings describe. Where the
             images differ in size, a view gets crops and makes the rest.
         student_view: the same for the student, or a list of several.
+        objective: function or instance in place of the method's, see
+            `method.objectives.Objective`.
         verbose: whether to show the progress.
         log: called with a line of text.
 
@@ -114,7 +117,7 @@ def pretrain(
             config.backbone, folder, plan.image_size, backbone, plan.channels
         )
         jit_compile = _worth_compiling(replicas)
-        model = build_model(config, plan, jit_compile, own_views, network)
+        model = build_model(config, plan, jit_compile, own_views, network, objective)
         encoder = build_monitored_encoder(model, config, plan)
     chief = distribution.is_chief(strategy)
     if chief:
@@ -217,6 +220,7 @@ class _Run:
     def callbacks(self, timer, chief, verbose, others):
         """The callbacks of `fit`; on workers other than the chief none that writes."""
         config, plan, folder = self.config, self.plan, self.folder
+        used = uses(self.model.objective)
         found = [StopOnNaN(), Throughput(config.batch_size, timer)]
         if self.first_step % plan.steps_per_epoch:
             found.append(ResumedEpoch(self.model.metrics))
@@ -232,7 +236,7 @@ class _Run:
             *found,
             CollapseMonitor(
                 config.batch_size,
-                relational=not isinstance(self.model.objective, InfoNCE),
+                relational="teacher" in used,
                 warn=self.log,
             ),
             *self._monitors(),
@@ -278,7 +282,7 @@ class _Run:
             self.folder.path,
             self.plan.image_size,
             {
-                "method": self.config.method,
+                "method": self.config.objective or self.config.method,
                 "backbone": self.config.backbone,
                 "dataset": self.dataset.name,
                 "steps": int(self.model.step.numpy()),
