@@ -321,6 +321,14 @@ class Config(ImageOptions):
         low=0,
         high=1000000,
     )
+    log_every: int = setting(
+        50,
+        "Steps between points of TensorBoard's curves; 0: one per epoch.",
+        group="Output",
+        resumable=True,
+        low=0,
+        high=10**9,
+    )
     checkpoint_every: int = setting(
         500,
         "Steps between checkpoints.",

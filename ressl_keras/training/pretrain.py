@@ -43,7 +43,7 @@ from ressl_keras.training.initial import preprocessing_of, start_from
 from ressl_keras.training.precision import choose_precision
 from ressl_keras.training.preview import preview
 from ressl_keras.training.progress import Progress, overview
-from ressl_keras.training.tensorboard import Dashboard, EpochTensorBoard
+from ressl_keras.training.tensorboard import Dashboard, Profiler, StepScalars
 
 # Steps per call of the graph on a GPU unless another number is set.
 _STEPS_ON_GPU = 16
@@ -241,7 +241,8 @@ class _Run:
             ),
             *self._monitors(),
             MetricsTable(folder),
-            EpochTensorBoard(
+            StepScalars(folder.tensorboard, config.log_every, config.to_flags()),
+            Profiler(
                 folder.tensorboard, write_graph=False, profile_batch=config.profile or 0
             ),
             *([Progress(plan.total_steps, plan.steps_per_epoch)] if verbose else []),

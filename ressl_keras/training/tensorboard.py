@@ -15,22 +15,67 @@ from ressl_keras.data.images import Subset, spread_indices
 from ressl_keras.data.pipeline import evaluation_batches
 from ressl_keras.evaluation import pictures
 from ressl_keras.evaluation.features import extract
-from ressl_keras.training.callbacks import is_due
+from ressl_keras.training.callbacks import StepCallback, is_due
 
 _THUMBNAIL = 32  # side in pixels
 
 
-class EpochTensorBoard(keras.callbacks.TensorBoard):
-    """TensorBoard with scalars per epoch.
+class Profiler(keras.callbacks.TensorBoard):
+    """The profile of some steps, as Keras' callback writes it, and nothing else.
 
-    Keras' callback also passes the logs of every batch to a summary that is not
-    written, which waits for the device.
+    Keras' callback passes the logs of every batch to a summary that is not written,
+    which waits for the device, and counts epochs on the x axis.
     """
 
     lazy = True  # see `LazyCallbacks`
 
     def on_train_batch_end(self, batch, logs=None):
         super().on_train_batch_end(batch)
+
+    def on_epoch_end(self, epoch, logs=None):
+        pass
+
+
+class StepScalars(StepCallback):
+    """Writes the metrics against the number of steps, and the flags as text.
+
+    Within an epoch a metric is its mean since the epoch's begin.
+
+    Args:
+        folder: of the TensorBoard logs.
+        every: steps between two points; 0: at the end of each epoch only.
+        flags: lines of text, such as those of `Config.to_flags`.
+    """
+
+    def __init__(self, folder, every=50, flags=()):
+        super().__init__()
+        self.folder, self.every, self.flags = str(folder), every, list(flags)
+        self._writer = None
+
+    def on_train_begin(self, logs=None):
+        if self._writer is not None:
+            return  # a run may call `fit` several times
+        self._writer = tf.summary.create_file_writer(os.path.join(self.folder, "train"))
+        with self._writer.as_default(step=0):
+            # Indented lines are shown as they are.
+            tf.summary.text("flags", "\n".join(f"    {flag}" for flag in self.flags))
+
+    def on_train_batch_end(self, batch, logs=None):
+        before = self.step
+        super().on_train_batch_end(batch, logs)
+        if self.every and self.step // self.every > before // self.every:
+            self._write(logs)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._write(logs)
+
+    def on_train_end(self, logs=None):
+        self._writer.flush()
+
+    def _write(self, logs):
+        with self._writer.as_default(step=self.step):
+            for name, value in (logs or {}).items():
+                tf.summary.scalar(name, float(value))
 
 
 class Dashboard(keras.callbacks.Callback):
@@ -77,7 +122,7 @@ class Dashboard(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         if not is_due(epoch, self.every, self.last_epoch):
             return
-        with self._writer.as_default(step=epoch):
+        with self._writer.as_default(step=int(self.model.step.numpy())):
             for name, values in self._similarities().items():
                 tf.summary.histogram(f"similarities/{name}", values)
         features, labels = extract(self.encoder, self.images)
