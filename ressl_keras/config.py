@@ -73,7 +73,6 @@ class Config(ImageOptions):
         "Start from these weights: a run, an encoder, any .keras image model whose "
         "layers fit; or imagenet, for a keras.applications network.",
         group="Model",
-        first=True,
     )
     init_preprocessing: str = setting(
         "auto",
@@ -154,7 +153,6 @@ class Config(ImageOptions):
         "without colour jitter of hue and saturation; or overhead, with turns and both "
         "flips. --preview shows them.",
         group="Augmentation",
-        first=True,
         choices=tuple(SETS),
     )
     student_augmentation: tuple[str, ...] | None = setting(
