@@ -14,9 +14,11 @@ from ressl_keras.version import __version__
 # Public name: the module that defines it.
 _MODULES = {
     "Config": "config",
+    "CosineMomentum": "method.optimizers",
     "Dataset": "data.datasets",
     "FeatureQueue": "method.queue",
     "InfoNCE": "method.objectives",
+    "Objective": "method.objectives",
     "ReSSL": "method.ressl",
     "Relation": "method.objectives",
     "SGD": "method.optimizers",

@@ -4,7 +4,8 @@ import dataclasses
 
 from ressl_keras.augmentations import NAMES, SETS, view_augmentations
 from ressl_keras.errors import UsageError
-from ressl_keras.settings import Options, setting
+from ressl_keras.image_options import ImageOptions
+from ressl_keras.settings import setting
 
 # Objectives by name, and the teacher's view of each unless another is given.
 METHODS = {"ressl": "weak", "moco_v2": "strong"}
@@ -21,32 +22,6 @@ BATCH_NORMS = ("per_replica", "shuffled", "synchronized")
 # limit is set.
 MAX_PIXELS = 2**26
 PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ImageOptions(Options):
-    """How files become pixels, in training, evaluation and serving alike."""
-
-    exif_orientation: bool = setting(
-        True, "Turn images as their EXIF data says, as photo tools do.", group="Data"
-    )
-    value_range: tuple[float, ...] | None = setting(
-        None,
-        "Values of 16-bit images that become black and white, such as 0,4095. "
-        "Default: the smallest and the largest of each image.",
-        group="Data",
-        length=2,
-        low=-(2.0**32),
-        high=2.0**32,
-    )
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.value_range and self.value_range[0] > self.value_range[1]:
-            low, high = self.value_range
-            raise UsageError(
-                f"value_range must be two ascending numbers; got {low},{high}."
-            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,7 +73,6 @@ class Config(ImageOptions):
         "Start from these weights: a run, an encoder, any .keras image model whose "
         "layers fit; or imagenet, for a keras.applications network.",
         group="Model",
-        first=True,
     )
     init_preprocessing: str = setting(
         "auto",
@@ -153,6 +127,20 @@ class Config(ImageOptions):
         low=0,
         high=1,
     )
+    final_momentum: float | None = setting(
+        None,
+        "EMA momentum at the last step, reached along a half cosine, as in BYOL. "
+        "Default: that of --momentum in all steps.",
+        group="Method",
+        low=0,
+        high=1,
+    )
+    objective: str | None = setting(
+        None,
+        "Loss of your own in place of --method: MODULE:NAME of a function or an "
+        "instance of a class.",
+        group="Method",
+    )
     method: str = setting(
         "ressl",
         "moco_v2 is the baseline: InfoNCE with the same queue, both views strong.",
@@ -165,7 +153,6 @@ class Config(ImageOptions):
         "without colour jitter of hue and saturation; or overhead, with turns and both "
         "flips. --preview shows them.",
         group="Augmentation",
-        first=True,
         choices=tuple(SETS),
     )
     student_augmentation: tuple[str, ...] | None = setting(
@@ -331,6 +318,14 @@ class Config(ImageOptions):
         resumable=True,
         low=0,
         high=1000000,
+    )
+    log_every: int = setting(
+        50,
+        "Steps between points of TensorBoard's curves; 0: one per epoch.",
+        group="Output",
+        resumable=True,
+        low=0,
+        high=10**9,
     )
     checkpoint_every: int = setting(
         500,

@@ -52,7 +52,7 @@ def test_views_and_similarities_are_in_the_events(run):
         "similarities/teacher",
     }
     last = tf.make_ndarray(events.Tensors("similarities/teacher")[-1].tensor_proto)
-    assert [event.step for event in events.Tensors("similarities/student")] == [0, 1]
+    assert [event.step for event in events.Tensors("similarities/student")] == [2, 4]
     # Rows of (left, right, count): all pairs of an image and an entry, within -1 to 1.
     assert last[:, 2].sum() == 24 * model.queue.size
     assert last[0, 0] >= -1.001 and last[-1, 1] <= 1.001
@@ -75,3 +75,31 @@ def test_the_projector_has_features_labels_and_thumbnails(run):
     mean = pixels[23].mean(axis=(0, 1))
     np.testing.assert_allclose(last.mean(axis=(0, 1)), mean, atol=20)
     assert not sprite[4 * side :, 4 * side :].any()
+
+
+@pytest.mark.parametrize("every, steps", [(0, [5, 10]), (2, [2, 4, 5, 6, 8, 10, 10])])
+def test_curves_are_over_steps_and_the_flags_are_text(every, steps, random, tmp_path):
+    pixels = random.integers(0, 256, [40, 8, 8, 3]).astype(np.uint8)
+    seen = []
+
+    class Losses(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            seen.append(float(logs["loss"]))
+
+    tiny.build_model().fit(
+        tf.data.Dataset.from_tensor_slices(pixels).batch(8, drop_remainder=True),
+        epochs=2,
+        verbose=0,
+        callbacks=[
+            tensorboard.StepScalars(tmp_path, every, ["--width=8", "--epochs=2"]),
+            Losses(),
+        ],
+    )
+    events = EventAccumulator(str(tmp_path / "train"), size_guidance={"tensors": 0})
+    events.Reload()
+    points = events.Tensors("loss")
+    assert [point.step for point in points] == steps
+    ends = {point.step: tf.make_ndarray(point.tensor_proto) for point in points}
+    np.testing.assert_allclose([ends[5], ends[10]], seen, rtol=1e-5)
+    (text,) = events.Tensors("flags")
+    assert b"--width=8\n    --epochs=2" in tf.make_ndarray(text.tensor_proto).item()

@@ -52,9 +52,9 @@ def two_inputs():
     return keras.Model([one, other], keras.layers.Add()([one, other]))
 
 
-def gray():
-    images = keras.Input([8, 8, 1])
-    return keras.Model(images, keras.layers.Flatten()(images))
+def flat():
+    features = keras.Input([8])
+    return keras.Model(features, keras.layers.Dense(2)(features))
 
 
 def two_outputs():
@@ -71,7 +71,7 @@ class Subclassed(keras.Model):
     "model, message",
     [
         (two_inputs, r"takes \(None, 8, 8, 3\), \(None, 8, 8, 3\), not images"),
-        (gray, r"takes \(None, 8, 8, 1\), not images"),
+        (flat, r"takes \(None, 8\), not images"),
         (two_outputs, "not features, maps or tokens"),
         (Subclassed, "no functional Keras model"),
     ],
@@ -154,6 +154,8 @@ def test_an_own_network_takes_the_precision_and_the_batch_norms_of_the_run():
 def test_an_image_size_that_does_not_fit_is_said():
     with pytest.raises(UsageError, match="16 x 16, not of 32; --image_size=16"):
         backbones.in_policy(network("features"), 32)
+    with pytest.raises(UsageError, match="3 channels, not 1; --channels says"):
+        backbones.in_policy(network("features"), 16, 1)
 
 
 @keras.saving.register_keras_serializable("tests")

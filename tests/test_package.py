@@ -19,9 +19,10 @@ from packaging.utils import canonicalize_name
 import ressl_keras
 
 PUBLIC = """
-Config Dataset FeatureQueue InfoNCE ReSSL Relation SGD UsageError View WarmUp
-build_backbone build_projector encode evaluate export_encoder images_from load_dataset
-load_encoder losses pretrain strong_view views warmup_cosine weak_view
+Config CosineMomentum Dataset FeatureQueue InfoNCE Objective ReSSL Relation SGD
+UsageError View WarmUp build_backbone build_projector encode evaluate export_encoder
+images_from load_dataset load_encoder losses pretrain strong_view views warmup_cosine
+weak_view
 """
 WHOLE = {"losses", "views"}  # modules
 # Each package may import those at its right, and the modules beside them.
@@ -107,6 +108,11 @@ def test_a_saved_model_loads_after_importing_the_class_alone(tmp_path):
     assert result.returncode == 0, result.stderr
 
 
+@keras.saving.register_keras_serializable("tests")
+def shortfall(positive):
+    return 1 - positive
+
+
 def test_every_registered_object_is_made_again_from_its_configuration():
     from ressl_keras.augmentation import layers
     from ressl_keras.method import normalization, objectives, optimizers, queue
@@ -126,6 +132,8 @@ def test_every_registered_object_is_made_again_from_its_configuration():
         normalization.FusedBatchNormalization(keras.layers.BatchNormalization()),
         objectives.Relation(0.2, 0.1),
         objectives.InfoNCE(0.3),
+        objectives.Objective(shortfall),
+        optimizers.CosineMomentum(0.9),
         objectives.WarmUp(objectives.InfoNCE(), objectives.Relation(), 5),
         tiny.build_model(),
     ]

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 import tiny
 
-from ressl_keras import InfoNCE, Relation, UsageError
+from ressl_keras import InfoNCE, UsageError
 
 
 class Alignment:
@@ -74,12 +74,10 @@ def test_validation_is_refused_before_any_step(asked):
 @pytest.mark.parametrize(
     ("objective", "message"),
     [
-        (lambda *relations: 0, "no student_temperature and teacher_temperature"),
-        (Relation, "is the class Relation; give an instance"),
         (0.1, "is float, which has no student_temperature"),
         ("ressl", "is str, which has no"),
     ],
-    ids=["function", "class", "number", "name"],
+    ids=["number", "name"],
 )
 def test_what_is_no_objective_is_refused(objective, message):
     with pytest.raises(TypeError, match=message):

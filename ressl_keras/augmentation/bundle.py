@@ -8,6 +8,7 @@ and the photometric part in the training step. The two parts draw from different
 import tensorflow as tf
 
 from ressl_keras.augmentation import layers
+from ressl_keras.augmentation.statistics import statistics
 from ressl_keras.augmentation.views import crop_scale
 from ressl_keras.augmentations import view_augmentations
 from ressl_keras.errors import UsageError
@@ -111,7 +112,7 @@ class GeometricViews:
         )
 
 
-def build_views(image_size, crops=None, augmentations=None, same_size=True):
+def build_views(image_size, crops=None, augmentations=None, same_size=True, channels=3):
     """The views that a training step makes.
 
     Args:
@@ -121,6 +122,7 @@ def build_views(image_size, crops=None, augmentations=None, same_size=True):
             weak and the strong view's.
         same_size: whether the images have one size. If not, `GeometricViews` makes the
             geometric part while reading, and only the rest is left.
+        channels: of the images, 1, 3 or 4.
 
     Returns:
         Tuple of the teacher's `View` and a list of the student's.
@@ -128,10 +130,12 @@ def build_views(image_size, crops=None, augmentations=None, same_size=True):
     weak, strong = augmentations or view_augmentations()
     geometric = crops_and_flips(image_size, crops, augmentations)
     teacher, *students = [[each] if same_size else [] for each in geometric]
-    return layers.View([*teacher, *layers.photometric_operations(weak)]), [
-        layers.View([*operations, *layers.photometric_operations(strong)])
-        for operations in students
-    ]
+
+    def view(operations, augmentation):
+        operations = [*operations, *layers.photometric_operations(augmentation)]
+        return layers.View(operations, *statistics(channels))
+
+    return view(teacher, weak), [view(operations, strong) for operations in students]
 
 
 def crops_and_flips(image_size, crops=None, augmentations=None):

@@ -8,7 +8,7 @@ processor's vector registers and an operation on pixels of three numbers does no
 
 import tensorflow as tf
 
-_LUMA = (0.2989, 0.5870, 0.1140)
+LUMA = (0.2989, 0.5870, 0.1140)
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 
@@ -49,7 +49,7 @@ def to_pixels(planes, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)):
     Returns:
         Tensor [batch, height, width, 3] of (planes - mean) / std.
     """
-    channels = [1, 3, 1, 1]
+    channels = [1, -1, 1, 1]
     mean, std = tf.reshape(mean, channels), tf.reshape(std, channels)
     return tf.transpose((planes - mean) / std, [0, 2, 3, 1])
 
@@ -67,14 +67,23 @@ def _per_image(values, like):
 
 def _luma(images):
     red, green, blue = tf.split(images, 3, axis=1)
-    return _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
+    return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
 
 
 @_kernel
 def blend(images, kind, factor):
     """Blends each image with black, its mean luma, or its luma, as its kind says."""
+    return _blended(images, kind, factor, _luma(images))
+
+
+@_kernel
+def blend_gray(images, kind, factor):
+    """The same for images [batch, 1, height, width], which are their own luma."""
+    return _blended(images, kind, factor, images)
+
+
+def _blended(images, kind, factor, luma):
     kind, factor = (values[:, None, None, None] for values in (kind, factor))
-    luma = _luma(images)
     mean = tf.reduce_mean(luma, axis=[2, 3], keepdims=True)
     other = tf.where(kind == CONTRAST, mean, luma)
     other = tf.where(kind == BRIGHTNESS, 0.0, other)

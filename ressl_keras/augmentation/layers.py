@@ -6,17 +6,15 @@ the image's index in the global batch, so that a step can be repeated exactly, o
 number of replicas.
 """
 
+import functools
 import math
 
 import keras
 import tensorflow as tf
 
 from ressl_keras.augmentation import foreign, image_ops
+from ressl_keras.augmentation.statistics import MEAN, STD
 from ressl_keras.augmentations import Augmentation
-
-# ImageNet's mean and standard deviation of each channel, on the scale 0-1.
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 
 
 def _uniform(seed, batch, first, count):
@@ -44,6 +42,19 @@ class _RandomOperation(keras.layers.Layer):
 
     def compute_output_shape(self, images_shape, **kwargs):
         return images_shape
+
+
+def _on_colors(call):
+    """Applies an operation to the first three of four channels."""
+
+    @functools.wraps(call)
+    def on_colors(self, images, seed, first=0):
+        if images.shape[1] != 4:
+            return call(self, images, seed, first)
+        colors = call(self, images[:, :3], seed, first)
+        return tf.concat([colors, images[:, 3:]], axis=1)
+
+    return on_colors
 
 
 @keras.saving.register_keras_serializable("ressl_keras")
@@ -101,6 +112,8 @@ class RandomResizedCropAndFlip(_RandomOperation):
 class RandomColorJitter(_RandomOperation):
     """Brightness, contrast, saturation and hue, in a random order.
 
+    Gray images have brightness and contrast only; an alpha channel stays as it is.
+
     Keras' and KerasCV's layers add to the brightness, keep one order and change every
     image. The paper's recipe multiplies the brightness, shuffles the order and leaves
     some images unchanged.
@@ -127,7 +140,10 @@ class RandomColorJitter(_RandomOperation):
         self.saturation, self.hue = float(saturation), float(hue)
         self.probability = float(probability)
 
+    @_on_colors
     def call(self, images, seed, first=0):
+        gray = images.shape[1] == 1
+        blend_kernel = image_ops.blend_gray if gray else image_ops.blend
         uniform = _uniform(seed, tf.shape(images)[0], first, 9)
         apply = uniform[:, 0] < self.probability
         strengths = tf.stack([self.brightness, self.contrast, self.saturation])
@@ -144,11 +160,11 @@ class RandomColorJitter(_RandomOperation):
 
         def blend(images, position, active):
             factor = tf.where(active, factors[:, position], 1.0)
-            return image_ops.blend(images, order[:, position], factor)
+            return blend_kernel(images, order[:, position], factor)
 
         for position in range(3):
             images = blend(images, position, hue_position > position)
-        images = image_ops.turn_hue(images, shift)
+        images = images if gray else image_ops.turn_hue(images, shift)
         for position in range(1, 4):
             images = blend(images, position, hue_position < position)
         return images
@@ -176,7 +192,10 @@ class RandomGrayscale(_RandomOperation):
         super().__init__(**kwargs)
         self.probability = float(probability)
 
+    @_on_colors
     def call(self, images, seed, first=0):
+        if images.shape[1] == 1:
+            return images
         apply = _uniform(seed, tf.shape(images)[0], first, 1)[:, 0] < self.probability
         return image_ops.adjust_saturation(images, tf.where(apply, 0.0, 1.0))
 
@@ -323,12 +342,15 @@ class View(keras.layers.Layer):
         if isinstance(self.operations[0], RandomResizedCropAndFlip):
             _check_range(images)  # whole images; those that are cropped may be dark
         planes = image_ops.to_planes(images)
+        planes = tf.ensure_shape(planes, [None, len(self.mean), None, None])
         for index, operation in enumerate(self.operations):
             fold = tf.random.experimental.stateless_fold_in(seed, index)
             if foreign.takes_seed(operation):
                 planes = operation(planes, seed=fold, first=first)
             else:
                 planes = foreign.apply(operation, planes, fold, first)
+            if len(self.mean) != 3:  # kernels forget the number of channels
+                planes = tf.ensure_shape(planes, [None, len(self.mean), None, None])
         images = image_ops.to_pixels(planes, self.mean, self.std)
         return tf.cast(images, self.compute_dtype)
 

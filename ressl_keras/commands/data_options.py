@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from ressl_keras.config import ImageOptions
+from ressl_keras.image_options import ImageOptions
 from ressl_keras.settings import setting
 
 
@@ -55,5 +55,6 @@ class DataOptions(ImageOptions):
             labels=self.labels,
             exif_orientation=self.exif_orientation,
             value_range=self.value_range,
+            channels=self.channels,
             **options,
         )

@@ -105,10 +105,13 @@ def run(options):
     from ressl_keras.evaluation import judgement
     from ressl_keras.training import backbones, distribution
     from ressl_keras.training.memory import check_memory
+    from ressl_keras.training.own import imported
     from ressl_keras.training.pretrain import pretrain
     from ressl_keras.training.preview import preview
 
     backbones.check(options.backbone, options.width)  # before any image is read
+    if options.objective:
+        imported(options.objective, "objective")
     # First of all: TensorFlow accepts no more devices once it has started.
     strategy = distribution.make_strategy(options.strategy, options.devices)
     chief = distribution.is_chief(strategy)

@@ -15,6 +15,7 @@ from ressl_keras.data.images import (
     EncodedImages,
     StreamedImages,
     files_of,
+    in_channels,
 )
 from ressl_keras.data.own import images_from
 from ressl_keras.errors import UsageError, closest, printable
@@ -68,6 +69,7 @@ def load_dataset(
     labels: str = labelling.FOLDERS,
     exif_orientation: bool = True,
     value_range: tuple[float, float] | None = None,
+    channels: int = 3,
 ) -> Dataset:
     """Loads a data set.
 
@@ -89,6 +91,7 @@ def load_dataset(
         exif_orientation: whether images are turned as their EXIF data says.
         value_range: values of images of more than 8 bits that become 0 and 255; None
             takes the smallest and the largest of each image.
+        channels: of the images: 1 for gray, 3 for colour, 4 for colour and alpha.
 
     Returns:
         A `Dataset`.
@@ -96,13 +99,13 @@ def load_dataset(
     Raises:
         UsageError: if the data set is unknown, absent, or has no readable image.
     """
-    decoder = Decoder(exif_orientation, value_range)
+    decoder = Decoder(exif_orientation, value_range, channels)
     if name == "folder":
         return _load_folder(data_dir, check, memory_limit, log, labels, decoder)
     if labels not in (labelling.FOLDERS, labelling.NONE):
         raise UsageError(f"--labels={labels} is for --dataset=folder only.")
     if name == "shapes":
-        dataset = _draw_shapes(data_dir)
+        dataset = _draw_shapes(data_dir, channels)
     else:
         dataset = _load_tfds(name, data_dir, download, memory_limit, decoder)
     if labels == labelling.NONE:
@@ -111,25 +114,30 @@ def load_dataset(
     return dataset
 
 
-def as_dataset(source: object) -> Dataset:
+def as_dataset(source: object, channels: int = 3) -> Dataset:
     """A data set of images alone, unless it is one already.
 
     Args:
         source: `Dataset`, or what `images_from` takes.
+        channels: as in `images_from`.
     """
     if isinstance(source, Dataset):
         return source
-    return Dataset("own images", images_from(source))
+    return Dataset("own images", images_from(source, channels=channels))
 
 
-def _draw_shapes(data_dir):
+def _draw_shapes(data_dir, channels):
     if data_dir:
         raise UsageError(
             f"--dataset=shapes reads no files, but --data_dir={data_dir} is given; "
             "--dataset=folder reads its images."
         )
-    train = ArrayImages(*shapes.render(8000, seed=0))
-    test = ArrayImages(*shapes.render(2000, seed=1))
+
+    def drawn(count, seed):
+        pixels, labels = shapes.render(count, seed)
+        return ArrayImages(in_channels(pixels, channels), labels)
+
+    train, test = drawn(8000, seed=0), drawn(2000, seed=1)
     return Dataset("shapes", train, train, test, list(shapes.CLASS_NAMES))
 
 
@@ -185,14 +193,14 @@ def _images_of(files, class_names, sizes, memory_limit, decoder):
     size, *others = {sizes.get(path) for path in paths}
     if others or not size or max(size) > _LARGEST_KEPT:
         return encoded
-    if len(paths) * size[0] * size[1] * 3 > memory_limit:
+    if len(paths) * size[0] * size[1] * decoder.channels > memory_limit:
         return encoded
     return _kept(encoded, size)
 
 
 def _kept(encoded, size):
     """Images of one size, decoded into memory."""
-    pixels = np.empty([len(encoded), *size, 3], np.uint8)
+    pixels = np.empty([len(encoded), *size, encoded.channels], np.uint8)
     indices = tf.data.Dataset.range(len(encoded))
     decoded = indices.map(encoded.read, tf.data.AUTOTUNE)
     for index, image in enumerate(decoded.as_numpy_iterator()):
@@ -269,12 +277,13 @@ def _tfds_images(builder, split, memory_limit, decoder):
     has_labels = "label" in features
     shape = features["image"].shape
     if None not in shape and np.prod(shape) * info.num_examples <= memory_limit:
-        images = np.empty([info.num_examples, *shape[:2], 3], np.uint8)
+        channels = decoder.channels
+        images = np.empty([info.num_examples, *shape[:2], channels], np.uint8)
         labels = np.empty([info.num_examples], np.int64)
         start = 0
         for batch in builder.as_dataset(split=split).batch(1000).as_numpy_iterator():
             end = start + len(batch["image"])
-            images[start:end] = batch["image"]  # gray images broadcast to RGB
+            images[start:end] = in_channels(batch["image"], channels)
             if has_labels:
                 labels[start:end] = batch["label"]
             start = end

@@ -7,6 +7,7 @@ import io
 import numpy as np
 import tensorflow as tf
 
+from ressl_keras.augmentation import image_ops
 from ressl_keras.data import orientation as exif
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -22,10 +23,12 @@ class Decoder:
         exif_orientation: whether images are turned as their EXIF data says.
         value_range: values of images of more than 8 bits that become 0 and 255; None
             takes the smallest and the largest of each image.
+        channels: 1 for gray, 3 for colour, 4 for colour and alpha.
     """
 
     exif_orientation: bool = True
     value_range: tuple[float, float] | None = None
+    channels: int = 3
 
     def orientation(self, encoded):
         """The orientation to apply to the stored pixels, from 1 to 8."""
@@ -40,8 +43,9 @@ DEFAULT = Decoder()
 def decode(encoded, decoder=DEFAULT, portable=False):
     """An encoded image as pixels, in a graph.
 
-    JPEG, PNG, GIF, BMP and WebP; of an animation the first image. Gray becomes RGB and
-    an alpha channel is dropped. More than 8 bits are scaled to 0-255.
+    JPEG, PNG, GIF, BMP and WebP; of an animation the first image. Colours become gray,
+    or gray becomes colours, as the decoder's channels say; an alpha channel is dropped,
+    or is 255 where a file has none. More than 8 bits are scaled to 0-255.
 
     Args:
         encoded: scalar string tensor, the bytes of the file.
@@ -50,7 +54,7 @@ def decode(encoded, decoder=DEFAULT, portable=False):
             TIFF.
 
     Returns:
-        uint8 tensor [height, width, 3].
+        uint8 tensor [height, width, channels].
     """
     return _traced(decoder, portable)(encoded)
 
@@ -77,48 +81,62 @@ def _decode(encoded, decoder, portable):
     # byte 20, of which bit 1 says that there are several images.
     flags = tf.io.decode_raw(tf.strings.substr(start, 20, 1), tf.uint8)[0]
     animated = at(8, b"WEBPVP8X") & (flags // 2 % 2 == 1)
+    is_png, is_webp = at(0, b"\x89PNG"), at(8, b"WEBP")
     kinds = [
-        (at(0, b"\x89PNG") & at(24, b"\x10"), lambda: _decode_deep(encoded, decoder)),
-        (animated, lambda: _decode_animation(encoded)),
+        (is_png & at(24, b"\x10"), lambda: _decode_deep(encoded, decoder)),
+        # TensorFlow decodes animated WebP with an alpha channel only, and other WebP
+        # with as many channels as it has.
+        (animated, lambda: _decode_plain(encoded, 4)),
+        (is_webp, lambda: _decode_plain(encoded, 0)),
     ]
+    if decoder.channels == 4:
+        kinds.append((is_png, lambda: _decode_plain(encoded, 4)))
     if not portable:
         kinds.append((at(0, *_TIFF), lambda: _decode_tiff(encoded, decoder)))
-    image = tf.case(
-        kinds,
-        default=lambda: tf.io.decode_image(
-            encoded, channels=3, expand_animations=False
-        ),
-    )
-    image.set_shape([None, None, 3])
+    image = tf.case(kinds, default=lambda: _decode_plain(encoded, 3))
+    image = _in_channels(image, decoder.channels)
     if not decoder.exif_orientation:
         return image
     return _upright(image, decoder.orientation(encoded))
 
 
 def _upright(image, orientation):
-    image = tf.cond(
+    upright = tf.cond(
         orientation == 1, lambda: image, lambda: exif.upright(image, orientation)
     )
-    image.set_shape([None, None, 3])
+    return tf.ensure_shape(upright, [None, None, image.shape[-1]])
+
+
+def _in_channels(image, channels):
+    """Pixels of three or four channels as one, three or four, in a graph."""
+    if channels == 3:
+        image = image[..., :3]
+    elif channels == 1:
+        luma = tf.tensordot(tf.cast(image[..., :3], tf.float32), image_ops.LUMA, 1)
+        image = tf.cast(tf.round(luma), tf.uint8)[..., tf.newaxis]
+    else:
+        opaque = 255 * tf.ones_like(image[..., :1])
+        image = tf.concat([image, opaque], axis=-1)[..., :4]
+    image.set_shape([None, None, channels])
     return image
 
 
+def _decode_plain(encoded, channels):
+    return tf.io.decode_image(encoded, channels=channels, expand_animations=False)
+
+
 def _decode_deep(encoded, decoder):
-    values = tf.io.decode_png(encoded, channels=3, dtype=tf.uint16)
-    return _scaled(tf.cast(values, tf.float32), decoder)
-
-
-def _decode_animation(encoded):
-    # TensorFlow decodes animated WebP with an alpha channel only.
-    image = tf.io.decode_image(encoded, channels=4, expand_animations=False)
-    return image[..., :3]
+    values = tf.io.decode_png(encoded, channels=4, dtype=tf.uint16)
+    values = tf.cast(values, tf.float32)
+    alpha = tf.cast(tf.round(values[..., 3:] / 257), tf.uint8)
+    return tf.concat([_scaled(values[..., :3], decoder), alpha], axis=-1)
 
 
 def _decode_tiff(encoded, decoder):
-    orient = decoder.exif_orientation
+    orient, mode = decoder.exif_orientation, "RGBA" if decoder.channels == 4 else "RGB"
 
     def read(encoded):
-        return _read_tiff(encoded, orient)
+        return _read_tiff(encoded, orient, mode)
 
     values, deep = tf.numpy_function(
         read, [encoded], (tf.float32, tf.bool), stateful=False
@@ -128,15 +146,15 @@ def _decode_tiff(encoded, decoder):
     )
 
 
-def _read_tiff(encoded, orient):
-    """Pixels as float32 [height, width, 3], and whether they have more than 8 bits."""
+def _read_tiff(encoded, orient, mode):
+    """Pixels as float32 [height, width, 3 or 4], and whether these are over 8 bits."""
     from PIL import Image, ImageOps
 
     with Image.open(io.BytesIO(encoded), formats=["TIFF"]) as image:
         if orient:
             image = ImageOps.exif_transpose(image)
         deep = image.mode in _DEEP_MODES
-        pixels = np.asarray(image if deep else image.convert("RGB"), np.float32)
+        pixels = np.asarray(image if deep else image.convert(mode), np.float32)
     if deep:
         pixels = np.nan_to_num(np.repeat(pixels[..., np.newaxis], 3, axis=-1))
     return pixels, np.bool_(deep)
@@ -166,7 +184,7 @@ def decode_crops(encoded, boxes, sizes, flips, decoder=DEFAULT):
         decoder: `Decoder`.
 
     Returns:
-        List of uint8 tensors [size, size, 3].
+        List of uint8 tensors [size, size, channels].
     """
     pixels, windows = tf.cond(
         tf.io.is_jpeg(encoded),
@@ -201,24 +219,25 @@ def _decode_jpeg_window(encoded, boxes, decoder):
     window = tf.concat([start, end - start], axis=0)
     stored = exif.stored_window(window, sides, orientation)
     pixels = tf.io.decode_and_crop_jpeg(encoded, stored, channels=3)
-    pixels = _upright(pixels, orientation)
+    pixels = _upright(_in_channels(pixels, decoder.channels), orientation)
     return pixels, tf.concat([corners - start, windows[:, 2:]], axis=1)
 
 
 def _resized(image, size, flip):
-    """Bilinear with antialiasing, rounded: uint8 [h, w, 3] to uint8 [size, size, 3].
+    """Bilinear with antialiasing, rounded: uint8 [h, w, c] to uint8 [size, size, c].
 
     `tf.image.resize` takes 2.6 times as long, because it forms weighted sums of pixels
     of three numbers when it resizes rows. Here the image is transposed in between and
     both axes are resized as weighted sums of whole rows.
     """
     height, width, _ = tf.unstack(tf.shape(image))
-    columns = _resize_columns(tf.reshape(image, [height, width * 3]), size)
-    rows = tf.reshape(tf.transpose(columns), [width, 3 * size])
+    channels = image.shape[-1]
+    columns = _resize_columns(tf.reshape(image, [height, width * channels]), size)
+    rows = tf.reshape(tf.transpose(columns), [width, channels * size])
     rows = _resize_columns(rows, size)
     rows = tf.cond(flip, lambda: tf.reverse(rows, [0]), lambda: rows)
     # Transposing float32 is faster than transposing uint8.
-    pixels = tf.transpose(tf.reshape(rows, [size, 3, size]), [2, 0, 1])
+    pixels = tf.transpose(tf.reshape(rows, [size, channels, size]), [2, 0, 1])
     return tf.cast(tf.round(pixels), tf.uint8)
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
+from ressl_keras.augmentation import image_ops
 from ressl_keras.data import decoding
 from ressl_keras.errors import UsageError
 
@@ -14,7 +15,7 @@ class ArrayImages:
     """Images of one size, held in memory.
 
     Args:
-        images: uint8 array [count, height, width, 3].
+        images: uint8 array [count, height, width, channels].
         labels: integer array [count], or None.
     """
 
@@ -34,6 +35,11 @@ class ArrayImages:
     def size(self):
         """Height and width in pixels."""
         return tuple(self.images.shape[1:3])
+
+    @property
+    def channels(self):
+        """Channels of the images."""
+        return self.images.shape[-1]
 
     @property
     def common_size(self):
@@ -75,6 +81,11 @@ class EncodedImages:
         return len(self.sources)
 
     @property
+    def channels(self):
+        """Channels of the images."""
+        return self.decoder.channels
+
+    @property
     def storage(self):
         """Where the images are stored, in words."""
         return "encoded in memory" if self.in_memory else "read from files"
@@ -85,7 +96,7 @@ class EncodedImages:
         return source if self.in_memory else tf.io.read_file(source)
 
     def read(self, index):
-        """The decoded image at an index, uint8 [height, width, 3], in a graph."""
+        """The decoded image at an index, uint8 [height, width, channels]."""
         return decoding.decode(self.encoded(index), self.decoder)
 
 
@@ -106,6 +117,11 @@ class StreamedImages:
 
     def __init__(self, builder, split, decoder=decoding.DEFAULT):
         self.builder, self.split, self.decoder = builder, split, decoder
+
+    @property
+    def channels(self):
+        """Channels of the images."""
+        return self.decoder.channels
 
     def __len__(self):
         return self.builder.info.splits[self.split].num_examples
@@ -165,6 +181,11 @@ class Subset:
         return self.images.common_size
 
     @property
+    def channels(self):
+        """As that of the whole set."""
+        return self.images.channels
+
+    @property
     def decoder(self):
         """As that of the whole set, for encoded images."""
         return self.images.decoder
@@ -176,6 +197,20 @@ class Subset:
     def encoded(self, index):
         """The bytes of the image at an index, for encoded images, in a graph."""
         return self.images.encoded(tf.gather(self.indices, index))
+
+
+def in_channels(pixels, channels):
+    """NumPy pixels [..., 1, 3 or 4] as 1, 3 or 4 channels, as `decode` does."""
+    given = pixels.shape[-1]
+    if given == channels:
+        return pixels
+    if channels == 1:
+        luma = pixels[..., :3].astype(np.float32) @ np.float32(image_ops.LUMA)
+        return np.round(luma).astype(np.uint8)[..., np.newaxis]
+    if given == 1:
+        pixels = np.repeat(pixels, 3, axis=-1)
+    opaque = np.full([*pixels.shape[:-1], 1], 255, np.uint8)
+    return np.concatenate([pixels, opaque], axis=-1)[..., :channels]
 
 
 def files_of(images):

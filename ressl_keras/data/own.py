@@ -3,25 +3,30 @@
 import numpy as np
 import tensorflow as tf
 
-from ressl_keras.data.images import ArrayImages, EncodedImages
+from ressl_keras.data.decoding import Decoder
+from ressl_keras.data.images import ArrayImages, EncodedImages, in_channels
 from ressl_keras.errors import UsageError
 
 _LIMIT = 4 * 2**30  # bytes
 
 
 def images_from(
-    source: object, labels: object = None, memory_limit: int = _LIMIT
+    source: object,
+    labels: object = None,
+    memory_limit: int = _LIMIT,
+    channels: int = 3,
 ) -> ArrayImages | EncodedImages:
     """A set of images to learn from or to evaluate on.
 
     Args:
-        source: uint8 array [count, height, width, 3], or without channels or with one
-            for gray images; a set of images, which is returned as it is; or a
-            `tf.data.Dataset` of images or batches of such pixels, alone, in a tuple
-            before their labels, or in a dict under `image` with `label`. It is read
-            once and kept: decoded if the images have one size, else as PNG.
+        source: uint8 array [count, height, width, channels] with one, three or four
+            channels, or gray without a last axis; a set of images, which is returned as
+            it is; or a `tf.data.Dataset` of images or batches of such pixels, alone, in
+            a tuple before their labels, or in a dict under `image` with `label`. It is
+            read once and kept: decoded if the images have one size, else as PNG.
         labels: integers [count] of an array's images, or None.
         memory_limit: most bytes to keep.
+        channels: of the result: 1 for gray, 3 for colour, 4 for colour and alpha.
 
     Returns:
         A set of images.
@@ -44,37 +49,37 @@ def images_from(
     if hasattr(source, "read") or hasattr(source, "epoch"):
         return source
     if not isinstance(source, tf.data.Dataset):
-        pixels = _in_color(np.asarray(source))
+        pixels = _checked(np.asarray(source), channels)
         if labels is not None:
             labels = np.asarray(labels).reshape(-1)
             if len(labels) != len(pixels):
                 raise UsageError(f"{len(pixels)} images, but {len(labels)} labels.")
         return ArrayImages(pixels, labels)
-    return _collected(source, memory_limit)
+    return _collected(source, memory_limit, channels)
 
 
-def _in_color(pixels):
-    """Pixels [count, height, width, 3] of what may be gray."""
+def _checked(pixels, channels):
+    """Pixels [count, height, width, channels] of what may have others."""
     if pixels.dtype != np.uint8:
         raise UsageError(
             f"Images must be uint8 in 0-255; got {pixels.dtype}. Scale them to 0-255 "
             "and convert them first."
         )
     pixels = pixels[..., np.newaxis] if pixels.ndim == 3 else pixels
-    if pixels.ndim != 4 or pixels.shape[-1] not in (1, 3) or not pixels.size:
+    if pixels.ndim != 4 or pixels.shape[-1] not in (1, 3, 4) or not pixels.size:
         raise UsageError(
-            f"Images must have the shape [count, height, width, 3]; got "
+            "Images must have the shape [count, height, width, 1, 3 or 4]; got "
             f"{list(pixels.shape)}."
         )
-    return np.broadcast_to(pixels, [*pixels.shape[:3], 3])
+    return in_channels(pixels, channels)
 
 
-def _collected(dataset, memory_limit):
+def _collected(dataset, memory_limit, channels):
     parts, labels, sizes, held = [], [], set(), 0
     for element in dataset:
         image, label = _split(element)
         image = image.numpy()
-        batch = _in_color(image if _batched(dataset) else image[np.newaxis])
+        batch = _checked(image if _batched(dataset) else image[np.newaxis], channels)
         sizes.add(batch.shape[1:3])
         held += batch.nbytes
         if held > memory_limit:
@@ -91,7 +96,8 @@ def _collected(dataset, memory_limit):
     if len(sizes) == 1:
         return ArrayImages(np.concatenate(parts), labels)
     files = [tf.io.encode_png(image).numpy() for part in parts for image in part]
-    return EncodedImages(files, labels, in_memory=True)
+    decoder = Decoder(exif_orientation=False, channels=channels)
+    return EncodedImages(files, labels, True, decoder)
 
 
 def _split(element):

@@ -233,11 +233,11 @@ def center_crop(image, size):
     image that already has the size is not changed.
 
     Args:
-        image: uint8 tensor [height, width, 3].
+        image: uint8 tensor [height, width, channels].
         size: side of the result in pixels.
 
     Returns:
-        float32 tensor [size, size, 3] in 0-255.
+        float32 tensor [size, size, channels] in 0-255.
     """
 
     def resized():
@@ -260,7 +260,7 @@ def center_crop(image, size):
     shape = tf.shape(image)[:2]
     as_it_is = tf.reduce_all(shape == size)
     square = tf.cond(as_it_is, lambda: tf.cast(image, tf.float32), resized)
-    return tf.ensure_shape(square, [size, size, 3])
+    return tf.ensure_shape(square, [size, size, image.shape[-1]])
 
 
 def labelled_crops(images, batch_size, epochs, size, seed=0, scale=(0.2, 1.0)):
@@ -293,7 +293,9 @@ def labelled_crops(images, batch_size, epochs, size, seed=0, scale=(0.2, 1.0)):
                     images.encoded(indices[i]), [crop], [draws[i]], images.decoder
                 )[0],
                 tf.range(batch_size),
-                fn_output_signature=tf.TensorSpec([size, size, 3], tf.uint8),
+                fn_output_signature=tf.TensorSpec(
+                    [size, size, images.channels], tf.uint8
+                ),
             )
             batch = tf.cast(batch, tf.float32)
         return batch, tf.gather(labels, indices)

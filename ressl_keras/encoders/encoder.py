@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from ressl_keras import __version__
-from ressl_keras.augmentation.layers import MEAN, STD
+from ressl_keras.augmentation.statistics import statistics
 from ressl_keras.encoders.archive import check_archive, import_libraries
 from ressl_keras.errors import UsageError
 from ressl_keras.run_folder import RunFolder, read_json, replacing, write_json
@@ -19,7 +19,7 @@ PREPROCESSINGS = ("none", "tf", "torch", "caffe")
 
 
 def build_encoder(
-    backbone, projector=None, size=None, any_size=False, mean=MEAN, std=STD
+    backbone, projector=None, size=None, any_size=False, mean=None, std=None
 ):
     """A backbone with its preprocessing in front, in float32.
 
@@ -28,20 +28,23 @@ def build_encoder(
         projector: `keras.Model` to put behind it, or None.
         size: side of the images in pixels; None takes the backbone's own.
         any_size: whether to leave height and width open, where the backbone allows.
-        mean: mean of each channel, on the scale 0-1.
-        std: standard deviation of each channel, on the scale 0-1.
+        mean: mean of each channel, on the scale 0-1; by default as in training.
+        std: standard deviation of each channel, likewise.
 
     Returns:
         A functional `keras.Model` of core layers from images in 0-255, uint8 or float
-        [batch, height, width, 3], to features [batch, dim]. It shares no weights with
-        `backbone`.
+        [batch, height, width, channels], to features [batch, dim]. It shares no
+        weights with `backbone`.
     """
-    body = None
+    body, channels = None, backbone.input_shape[-1]
+    mean, std = (
+        given or default for given, default in zip((mean, std), statistics(channels))
+    )
     if any_size:
         # Not where a layer counts pixels, such as Dense after Flatten.
         with contextlib.suppress(ValueError, TypeError):
-            body = _in_float32(backbone, [None, None, 3])
-    shape = [size, size, 3] if size else backbone.input_shape[1:]
+            body = _in_float32(backbone, [None, None, channels])
+    shape = [size, size, channels] if size else backbone.input_shape[1:]
     body = body or _in_float32(backbone, shape)
     inputs = keras.Input(body.input_shape[1:], name="images", dtype="float32")
     x = keras.layers.Rescaling(1 / 255, dtype="float32")(inputs)
@@ -219,7 +222,7 @@ def _load_saved_model(path):
     shape = shapes[0][1:]
     size = described.get("input_size")
     if isinstance(size, list) and list(map(type, size)) == [int, int]:
-        shape = (*size, 3)
+        shape = (*size, shape[-1])
     images = keras.Input(shape, name="images", dtype=inputs[0].dtype.name)
     embeddings = keras.layers.TFSMLayer(path, call_endpoint="serving_default")(images)
     return keras.Model(images, *embeddings.values(), name="encoder")
@@ -240,7 +243,7 @@ def _check_shapes(path, input_shape, output_shape):
 
 
 def _is_images(shape):
-    return isinstance(shape, tuple) and len(shape) == 4 and shape[-1] == 3
+    return isinstance(shape, tuple) and len(shape) == 4 and shape[-1] in (1, 3, 4)
 
 
 def _is_features(shape):

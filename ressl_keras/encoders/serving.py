@@ -80,7 +80,7 @@ class ServingModule(tf.Module):
     def _read(self, image_bytes):
         """Encoded images [batch] as squares, float32 [batch, size, size, 3]."""
         count = tf.size(image_bytes, tf.int64)
-        blank = tf.zeros([self._size, self._size, 3])
+        blank = tf.zeros([self._size, self._size, self._decoder.channels])
 
         def read(index, encoded):
             large = pixel_count(encoded) > self._max_pixels
@@ -162,6 +162,7 @@ def save_saved_model(
             write_warmup(
                 os.path.join(extra, "tf_serving_warmup_requests"),
                 [size if side is None else side for side in encoder.input_shape[1:3]],
+                channels=encoder.input_shape[-1],
             )
         os.chmod(temporary, 0o755)  # mkdtemp's are for their owner alone
         return _rename_to_next_version(temporary, folder)
@@ -186,21 +187,22 @@ def _rename_to_next_version(temporary, folder):
                 raise
 
 
-def write_warmup(path, image_size, batch_sizes=(1, 8)):
+def write_warmup(path, image_size, batch_sizes=(1, 8), channels=3):
     """Writes requests that TF Serving runs before it calls a model available.
 
     Args:
         path: file to write, `assets.extra/tf_serving_warmup_requests`.
         image_size: height and width of the images, in pixels.
         batch_sizes: sizes of the requests' batches.
+        channels: channels of the images.
     """
     from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
-    gray = np.full([*image_size, 3], 128, np.uint8)
+    gray = np.full([*image_size, channels], 128, np.uint8)
     requests = {
         "serving_default": ("images", gray.astype(np.float32)),
         "serve_uint8": ("images", gray),
-        "serve_bytes": ("image_bytes", tf.io.encode_jpeg(gray).numpy()),
+        "serve_bytes": ("image_bytes", tf.io.encode_png(gray).numpy()),
     }
     with tf.io.TFRecordWriter(path) as writer:
         for signature, (name, value) in requests.items():

@@ -173,7 +173,7 @@ def finetune(
     classes = _class_count(train.labels, test.labels)
     classifier = keras.Sequential(
         [
-            keras.Input([size, size, 3]),
+            keras.Input([size, size, train.channels]),
             network,
             keras.layers.Dense(classes, name="head"),
         ]

@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ressl_keras.data.images import Subset
+from ressl_keras.data.images import Subset, in_channels
 from ressl_keras.data.pipeline import evaluation_batches
 from ressl_keras.run_folder import replacing
 
@@ -28,7 +28,12 @@ def squares(images, indices, size):
     """
     chosen = Subset(images, indices)
     batches = list(evaluation_batches(chosen, size))
-    return np.round(np.concatenate(batches)).astype(np.uint8)
+    return shown(np.round(np.concatenate(batches)).astype(np.uint8))
+
+
+def shown(pixels):
+    """Pixels of one, three or four channels as colours on a screen."""
+    return in_channels(pixels, 3)
 
 
 def framed(image, colour, scale, width=3, margin=2):
@@ -180,11 +185,11 @@ def views_grid(images, viewed, names, cell=128):
     Returns:
         A `PIL.Image`.
     """
-    columns = {"image": [fitted(image, cell) for image in images]}
+    columns = {"image": [fitted(shown(image), cell) for image in images]}
     factor = cell / max(view.shape[1] for view in viewed)
     for number, (view, name) in enumerate(zip(viewed, names)):
         whose = "student" if number else "teacher"
         which = f" {number}" if number and len(viewed) > 2 else ""
         title = f"{whose}{which}\n{name}, {view.shape[1]} px"
-        columns[title] = [scaled(image, factor) for image in view]
+        columns[title] = [scaled(shown(image), factor) for image in view]
     return grid(columns, cell)

@@ -72,7 +72,7 @@ def build_backbone(
             for small images (3x3 convolution, no pooling); `resnet18` to `resnet101`
             are KerasCV's; `vit_tiny` and `vit_small` are vision transformers; the
             others are keras.applications networks without their preprocessing.
-        input_shape: (height, width, 3); height and width may be None where the
+        input_shape: (height, width, channels); height and width may be None where the
             network allows it.
         width: channels of the first stage, for the small ResNets only.
         synchronized: whether batch norms share statistics over the replicas of a
@@ -111,9 +111,9 @@ def pooled(model, name="The network"):
     """A model from images to features, from one to features, maps or tokens.
 
     Args:
-        model: functional `keras.Model` of one image input [batch, height, width, 3] and
-            one output: features [batch, dim], maps [batch, height, width, dim] or
-            tokens [batch, tokens, dim], of which the mean is taken.
+        model: functional `keras.Model` of one image input [batch, height, width,
+            channels] and one output: features [batch, dim], maps [batch, height, width,
+            dim] or tokens [batch, tokens, dim], of which the mean is taken.
         name: what to call it in an error.
 
     Raises:
@@ -125,9 +125,9 @@ def pooled(model, name="The network"):
             f"{name} is no functional Keras model: it has no inputs and outputs before "
             "it is called."
         )
-    if len(inputs) != 1 or inputs[0].shape[3:] != (3,):
+    if len(inputs) != 1 or len(inputs[0].shape) != 4:
         shapes = ", ".join(str(each.shape) for each in inputs)
-        raise UsageError(f"{name} takes {shapes}, not images [batch, h, w, 3].")
+        raise UsageError(f"{name} takes {shapes}, not images [batch, h, w, channels].")
     if len(outputs) != 1 or len(outputs[0].shape) not in (2, 3, 4):
         shapes = ", ".join(str(each.shape) for each in outputs)
         raise UsageError(f"{name} returns {shapes}, not features, maps or tokens.")

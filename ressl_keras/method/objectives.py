@@ -6,6 +6,8 @@ measures the similarity of the two embeddings of an image. An objective turns th
 into a loss per example. It is one small class; the step knows none by name.
 """
 
+import inspect
+
 import keras
 import tensorflow as tf
 
@@ -47,6 +49,48 @@ def build_objective(
     return methods[method]
 
 
+# What an objective may ask for, by the names of its arguments.
+_KNOWN = ("student", "teacher", "positive", "step")
+_KNOWN += ("student_embeddings", "teacher_embeddings")
+
+
+def as_objective(objective):
+    """An objective of what may be a plain function or a class."""
+    if inspect.isclass(objective):
+        objective = objective()
+    if hasattr(objective, "get_config") or not inspect.isroutine(objective):
+        return objective
+    return Objective(objective)
+
+
+def arguments_of(objective):
+    """Names of the arguments that an objective is called with.
+
+    Raises:
+        UsageError: if it has one that no training step knows.
+    """
+    call = getattr(objective, "function", objective)
+    names = tuple(inspect.signature(call).parameters)
+    unknown = [name for name in names if name not in _KNOWN]
+    if unknown:
+        raise UsageError(
+            f"The objective has an argument {unknown[0]}; known are "
+            f"{', '.join(_KNOWN)}."
+        )
+    return names
+
+
+def uses(objective):
+    """Names of what enters the loss of an objective."""
+    own = {InfoNCE: {"student", "positive"}, Relation: {"student", "teacher"}}
+    return own.get(type(objective)) or set(arguments_of(objective))
+
+
+def evaluate(objective, **available):
+    """Calls an objective with what it asks for."""
+    return objective(**{name: available[name] for name in arguments_of(objective)})
+
+
 def check_positive(**numbers):
     """Checks that all numbers are positive.
 
@@ -66,18 +110,13 @@ def check_objective(objective):
     """
     wanted = ("student_temperature", "teacher_temperature")
     missing = [name for name in wanted if not hasattr(objective, name)]
-    if isinstance(objective, type):
-        raise TypeError(
-            f"objective is the class {objective.__name__}; give an instance of it."
-        )
     if missing or not callable(objective):
         lacking = " and ".join(missing) or "__call__"
         kind = getattr(objective, "__name__", type(objective).__name__)
         raise TypeError(
-            f"objective is {kind}, which has no {lacking}. An objective is an instance "
-            "of a class with student_temperature, teacher_temperature and "
-            "__call__(student, teacher, positive, step), such as Relation(); a plain "
-            "function has no temperatures."
+            f"objective is {kind}, which has no {lacking}. An objective is a function, "
+            "or an instance of a class with student_temperature, teacher_temperature "
+            "and __call__, such as Relation()."
         )
 
 
@@ -119,6 +158,70 @@ def deserialize_objective(config, custom_objects=None):
             "@keras.saving.register_keras_serializable() before loading, or give "
             f'custom_objects={{"{name}": {name}}}.'
         ) from error
+
+
+@keras.saving.register_keras_serializable("ressl_keras")
+class Objective:
+    """An objective of a plain function.
+
+    Args:
+        function: called with those of these that its arguments name: `student` and
+            `teacher`, the relations (`losses.Softmax`); `student_embeddings` and
+            `teacher_embeddings`, unit rows [batch, dim]; `positive`, the similarity
+            [batch] of the two embeddings of an image; `step`. It returns a loss per
+            example, [batch]. Registered with Keras, it is saved with a model.
+        student_temperature: of the student's relation.
+        teacher_temperature: of the teacher's relation.
+        symmetric: whether there is a second pass with the views exchanged; the loss is
+            the mean of both.
+        both_branches: whether the student embeds both views, so that the gradient goes
+            through both; the teacher then fills only the queue.
+
+    Raises:
+        UsageError: if the function has an argument that no training step knows.
+
+    Example:
+
+    >>> @keras.saving.register_keras_serializable("mine")
+    ... def distance(positive):
+    ...     return 2 - 2 * positive
+    >>> model = ReSSL(backbone, objective=Objective(distance, symmetric=True))
+    """
+
+    def __init__(
+        self,
+        function,
+        student_temperature=0.1,
+        teacher_temperature=0.1,
+        symmetric=False,
+        both_branches=False,
+    ):
+        check_positive(
+            student_temperature=student_temperature,
+            teacher_temperature=teacher_temperature,
+        )
+        self.function = function
+        self.student_temperature = student_temperature
+        self.teacher_temperature = teacher_temperature
+        self.symmetric, self.both_branches = symmetric, both_branches
+        arguments_of(self)
+
+    def __call__(self, **available):
+        return self.function(**available)
+
+    def get_config(self):
+        return {
+            "function": keras.saving.serialize_keras_object(self.function),
+            "student_temperature": self.student_temperature,
+            "teacher_temperature": self.teacher_temperature,
+            "symmetric": self.symmetric,
+            "both_branches": self.both_branches,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        function = keras.saving.deserialize_keras_object(config["function"])
+        return cls(**{**config, "function": function})
 
 
 @keras.saving.register_keras_serializable("ressl_keras")

@@ -1,5 +1,7 @@
 """Optimizers: SGD with the paper's weight decay, AdamW, LAMB; the schedule."""
 
+import math
+
 import keras
 import tensorflow as tf
 
@@ -114,6 +116,31 @@ def build_optimizer(
     return adaptive[name](
         weight_decay=weight_decay, beta_1=beta_1, beta_2=beta_2, **options
     )
+
+
+@keras.saving.register_keras_serializable("ressl_keras")
+class CosineMomentum(keras.optimizers.schedules.LearningRateSchedule):
+    """An EMA momentum that rises along a half cosine (arXiv 2006.07733).
+
+    Args:
+        start: momentum at the first step.
+        end: momentum from the last step on.
+        steps: steps of the whole run.
+    """
+
+    def __init__(self, start=0.99, end=1.0, steps=10000):
+        for name, momentum in (("start", start), ("end", end)):
+            if not 0 <= momentum <= 1:
+                raise UsageError(f"{name} must lie in [0, 1]; got {momentum}.")
+        self.start, self.end, self.steps = float(start), float(end), int(steps)
+
+    def __call__(self, step):
+        done = tf.minimum(tf.cast(step, tf.float32) / self.steps, 1.0)
+        remaining = (tf.cos(math.pi * done) + 1) / 2
+        return self.end - (self.end - self.start) * remaining
+
+    def get_config(self):
+        return {"start": self.start, "end": self.end, "steps": self.steps}
 
 
 def warmup_cosine(

@@ -63,9 +63,10 @@ class ReSSL(keras.Model):
         student_view: the same for the student; or a list of several, whose losses are
             averaged (multi-crop, section 4.4).
         queue_size: queue size K.
-        momentum: EMA momentum m of the teacher.
-        objective: the loss and its temperatures, see `objectives`; by default
-            `Relation()`, the paper's.
+        momentum: EMA momentum m of the teacher; a number, or a schedule of the step
+            such as `CosineMomentum`.
+        objective: the loss and its temperatures, see `objectives`; a plain function, or
+            an instance such as `Relation()`, the paper's and the default.
         references: embeddings that both are compared with: `queue`, or `batch`, the
             teacher's embeddings of the other images of the global batch.
         predictor: `keras.Model` from embeddings to embeddings [batch, dim] that only
@@ -107,11 +108,11 @@ class ReSSL(keras.Model):
         super().__init__(**kwargs)
         if references not in ("queue", "batch"):
             raise UsageError(f"references is queue or batch; got '{references}'.")
-        if not 0 <= momentum <= 1:
+        if not callable(momentum) and not 0 <= momentum <= 1:
             raise UsageError(f"momentum must lie in [0, 1]; got {momentum}.")
         self.queue_size = queue_size
         self.momentum = momentum
-        self.objective = objectives.Relation() if objective is None else objective
+        self.objective = objectives.as_objective(objective or objectives.Relation())
         objectives.check_objective(self.objective)
         self.references = references
         self.shuffle_teacher = shuffle_teacher
@@ -205,20 +206,47 @@ class ReSSL(keras.Model):
                 global_z_t = replicas.gather(z_t)  # [global b, D]
                 queue = self._references(global_z_t)  # [K, D]
                 p_t = self._relation(z_t, queue, self.objective.teacher_temperature)
+            if self._asks_for("both_branches"):
+                z_t, p_t = self._second_branch(weak, queue)
             z_s = self._embed_student(strong)  # one [b, D] for each crop
             p_s = [
                 self._relation(z, queue, self.objective.student_temperature)
                 for z in z_s
             ]
             loss = self._loss(p_s, p_t, z_s, z_t)  # [b], mean over crops
+            if self._asks_for("symmetric"):
+                loss = (loss + self._exchanged_loss(tape, weak, strong[0], queue)) / 2
         logs = self._logs(loss, z_s[0], p_s[0], p_t)
         gradients = self._gradients(tape, loss)
         self._enqueue(global_z_t, after=[*gradients, *logs.values()])
         return {**logs, "learning_rate": self._minimize(gradients)}
 
+    def _asks_for(self, extra):
+        return getattr(self.objective, extra, False)
+
+    def _second_branch(self, images, references):
+        """The student in the place of the teacher, with a gradient."""
+        (embeddings,) = self._embed_student([images])
+        temperature = self.objective.teacher_temperature
+        return embeddings, self._relation(embeddings, references, temperature)
+
+    def _exchanged_loss(self, tape, weak, strong, references):
+        """The loss of a second pass, with the views exchanged; [b]."""
+        with tape.stop_recording():
+            z_t = self._embed_teacher(strong)
+            p_t = self._relation(z_t, references, self.objective.teacher_temperature)
+        if self._asks_for("both_branches"):
+            z_t, p_t = self._second_branch(strong, references)
+        z_s = self._embed_student([weak])
+        p_s = self._relation(z_s[0], references, self.objective.student_temperature)
+        return self._loss([p_s], p_t, z_s, z_t)
+
     def _update_teacher(self):
+        momentum = self.momentum
+        if callable(momentum):
+            momentum = momentum(self.step.value)
         for teacher, student in self._averaged:
-            average = self.momentum * teacher + (1 - self.momentum) * student
+            average = momentum * teacher + (1 - momentum) * student
             # Each replica writes its own copy; all compute the same number.
             tf.raw_ops.AssignVariableOp(resource=teacher.value.handle, value=average)
 
@@ -270,11 +298,14 @@ class ReSSL(keras.Model):
     def _loss(self, relations, target, students, teacher):
         """The objective of each crop, averaged; [b]."""
         crop_losses = [
-            self.objective(
-                relation,  # over [b, K]
-                target,
+            objectives.evaluate(
+                self.objective,
+                student=relation,  # over [b, K]
+                teacher=target,
                 positive=tf.reduce_sum(student * teacher, axis=-1),  # [b]
                 step=self.step.value,
+                student_embeddings=student,  # [b, D]
+                teacher_embeddings=teacher,
             )
             for student, relation in zip(students, relations)
         ]
@@ -348,7 +379,9 @@ class ReSSL(keras.Model):
             "teacher_view": serialize(self.views.teacher),
             "student_view": [serialize(view) for view in self.views.students],
             "queue_size": self.queue_size,
-            "momentum": self.momentum,
+            "momentum": serialize(self.momentum)
+            if callable(self.momentum)
+            else self.momentum,
             "objective": objectives.serialize_objective(self.objective),
             "references": self.references,
             "predictor": serialize(self.predictor),
@@ -367,8 +400,8 @@ class ReSSL(keras.Model):
                 part, custom_objects=custom_objects
             )
 
-        parts = ("backbone", "projector", "teacher_view", "student_view", "predictor")
-        for part in parts:
+        parts = ("backbone", "projector", "teacher_view", "student_view")
+        for part in (*parts, "predictor", "momentum"):
             config[part] = deserialize(config.get(part))
         if isinstance(config.get("objective"), dict):
             config["objective"] = objectives.deserialize_objective(

@@ -1,8 +1,6 @@
 """The network of a run: by name, from a file, from a module, or a model in memory."""
 
-import importlib
 import os
-import sys
 
 import keras
 
@@ -10,6 +8,7 @@ from ressl_keras.encoders.encoder import load_model_file
 from ressl_keras.errors import UsageError
 from ressl_keras.method.networks import check_backbone, pooled
 from ressl_keras.run_folder import replacing
+from ressl_keras.training.own import imported
 
 
 def is_own(backbone):
@@ -30,12 +29,12 @@ def check(backbone, width=64):
     if not is_own(backbone):
         check_backbone(backbone, width)
     elif ":" in backbone:
-        _function(backbone)
+        imported(backbone, "backbone")
     elif not os.path.isfile(backbone):
         raise UsageError(f"There is no file {backbone} (from here, {os.getcwd()}).")
 
 
-def own_network(backbone, folder, image_size, model=None):
+def own_network(backbone, folder, image_size, model=None, channels=3):
     """A network of the user's, as `build.build_model` takes it.
 
     Args:
@@ -43,6 +42,7 @@ def own_network(backbone, folder, image_size, model=None):
         folder: `RunFolder`. The network that a run began with is kept there.
         image_size: side of the views in pixels.
         model: `keras.Model` in place of `backbone`, or None.
+        channels: channels of the images.
 
     Returns:
         A functional `keras.Model` from images to features, or None where the setting
@@ -54,7 +54,7 @@ def own_network(backbone, folder, image_size, model=None):
     if model is None and not is_own(backbone):
         return None
     if model is None and ":" in backbone:
-        return pooled(_call(backbone, image_size), backbone)
+        return pooled(_call(backbone, (image_size, image_size, channels)), backbone)
     if os.path.isfile(folder.network):
         return load_model_file(folder.network)
     if model is None:
@@ -69,12 +69,13 @@ def keep_network(network, folder):
             network.save(path)
 
 
-def in_policy(network, image_size):
+def in_policy(network, image_size, channels=3):
     """A copy of a network of the user's in the current dtype policy.
 
     Args:
         network: result of `own_network`.
         image_size: side of the views in pixels, None for several sizes.
+        channels: channels of the images.
 
     Raises:
         UsageError: if it does not take images of this size, or cannot be copied.
@@ -85,6 +86,12 @@ def in_policy(network, image_size):
         raise UsageError(
             f"The network {network.name} takes images of {sides[0]} x {sides[1]}, not "
             f"of {size}; --image_size={sides[0]} without --crops fits."
+        )
+
+    if network.input_shape[-1] != channels:
+        raise UsageError(
+            f"The network {network.name} takes images of {network.input_shape[-1]} "
+            f"channels, not {channels}; --channels says how images are read."
         )
 
     def rebuilt(layer):
@@ -105,23 +112,8 @@ def in_policy(network, image_size):
     return copy
 
 
-def _function(backbone):
-    module_name, _, name = backbone.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # the path of an installed command lacks it
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise UsageError(f"--backbone={backbone}: {error}.") from error
-    if not callable(getattr(module, name, None)):
-        raise UsageError(
-            f"--backbone={backbone}: {module_name} has no function {name}."
-        )
-    return getattr(module, name)
-
-
-def _call(backbone, image_size):
-    model = _function(backbone)((image_size, image_size, 3))
+def _call(backbone, input_shape):
+    model = imported(backbone, "backbone")(input_shape)
     if not isinstance(model, keras.Model):
         raise UsageError(
             f"--backbone={backbone} returned {type(model).__name__}, no keras.Model."

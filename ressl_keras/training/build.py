@@ -9,6 +9,7 @@ import keras
 from ressl_keras.augmentation import bundle
 from ressl_keras.augmentation.bundle import build_views
 from ressl_keras.augmentation.layers import View
+from ressl_keras.augmentation.statistics import statistics
 from ressl_keras.config import METHODS
 from ressl_keras.data.decoding import Decoder
 from ressl_keras.errors import UsageError
@@ -17,10 +18,15 @@ from ressl_keras.method.networks import (
     build_projector,
     synchronize,
 )
-from ressl_keras.method.objectives import build_objective
-from ressl_keras.method.optimizers import build_optimizer, warmup_cosine
+from ressl_keras.method.objectives import as_objective, build_objective
+from ressl_keras.method.optimizers import (
+    CosineMomentum,
+    build_optimizer,
+    warmup_cosine,
+)
 from ressl_keras.method.ressl import ReSSL
 from ressl_keras.training import backbones, initial
+from ressl_keras.training.own import imported
 
 # Fewer steps than these teach next to nothing.
 _FEW_STEPS = 200
@@ -34,12 +40,14 @@ class Plan:
         image_size: side of the views in pixels.
         same_size: whether the images have one size, so that the training step can make
             the whole of the views.
+        channels: channels of the images.
         steps_per_epoch: steps of an epoch.
         total_steps: steps of the whole run.
     """
 
     image_size: int
     same_size: bool = True
+    channels: int = 3
     steps_per_epoch: int = 1
     total_steps: int = 1
 
@@ -78,12 +86,20 @@ def make_plan(config, images, replicas=1):
     return Plan(
         image_size=config.image_size or images.common_size,
         same_size=images.same_size,
+        channels=images.channels,
         steps_per_epoch=steps_per_epoch,
         total_steps=min(config.epochs * steps_per_epoch, config.max_steps or math.inf),
     )
 
 
-def build_model(config, plan, jit_compile=False, own_views=(None, None), network=None):
+def build_model(
+    config,
+    plan,
+    jit_compile=False,
+    own_views=(None, None),
+    network=None,
+    objective=None,
+):
     """The model of a run, compiled, its optimizer built.
 
     Args:
@@ -95,6 +111,7 @@ def build_model(config, plan, jit_compile=False, own_views=(None, None), network
             those of the settings; None takes theirs.
         network: result of `backbones.own_network`; None builds the network that the
             settings name.
+        objective: in place of the one that the settings describe, or None.
 
     Returns:
         A `ReSSL`.
@@ -107,7 +124,7 @@ def build_model(config, plan, jit_compile=False, own_views=(None, None), network
         # Crops of several sizes need a network that takes any.
         one_size = set(config.crops or ()) <= {plan.image_size}
         size = plan.image_size if one_size else None
-        backbone, dim = _backbone(config, size, network), config.embedding_dim
+        backbone, dim = _backbone(config, plan, size, network), config.embedding_dim
         predictor = None
         if config.predictor_dim:
             predictor = build_projector(dim, config.predictor_dim, dim)
@@ -117,14 +134,8 @@ def build_model(config, plan, jit_compile=False, own_views=(None, None), network
             weak,
             strong,
             queue_size=config.queue_size,
-            momentum=config.momentum,
-            objective=build_objective(
-                config.method,
-                config.student_temperature,
-                config.teacher_temperature,
-                config.info_nce_temperature,
-                info_nce_steps=round(config.info_nce_epochs * plan.steps_per_epoch),
-            ),
+            momentum=_momentum(config, plan),
+            objective=_objective(config, plan, objective),
             references=config.references,
             predictor=predictor,
             shuffle_teacher=config.batch_norm == "shuffled",
@@ -134,22 +145,49 @@ def build_model(config, plan, jit_compile=False, own_views=(None, None), network
     return model
 
 
-def _backbone(config, size, network):
+def _momentum(config, plan):
+    """A number, or a schedule where the settings name a last momentum."""
+    if config.final_momentum is None:
+        return config.momentum
+    return CosineMomentum(config.momentum, config.final_momentum, plan.total_steps)
+
+
+def _objective(config, plan, own=None):
+    """The objective: given, in a module of the user's, or that of the method."""
+    if own is None and config.objective:
+        own = imported(config.objective, "objective")
+    if own is not None:
+        return as_objective(own)
+    return build_objective(
+        config.method,
+        config.student_temperature,
+        config.teacher_temperature,
+        config.info_nce_temperature,
+        info_nce_steps=round(config.info_nce_epochs * plan.steps_per_epoch),
+    )
+
+
+def _backbone(config, plan, size, network):
     """The backbone, named by the settings or given."""
     synchronized = config.batch_norm == "synchronized"
     mode = config.init_preprocessing if config.init else "own"
     if network is None:
         backbone = build_backbone(
             config.backbone,
-            (size, size, 3),
+            (size, size, plan.channels),
             config.width,
             synchronized,
             config.patch_size,
             with_preprocessing=mode == "none",
         )
     else:
-        network = backbones.in_policy(network, size)
+        network = backbones.in_policy(network, size, plan.channels)
         backbone = synchronize(network) if synchronized else network
+    if mode != "own" and plan.channels != 3:
+        raise UsageError(
+            f"--init_preprocessing={mode} is for images of three channels, not "
+            f"{plan.channels}."
+        )
     scaling = initial.scaling(mode)
     if scaling is None:
         return backbone
@@ -190,11 +228,10 @@ def build_monitored_encoder(model, config, plan):
     Returns:
         A `keras.Sequential`; at any moment it is the encoder of that moment.
     """
-    size = plan.image_size
+    shape = plan.image_size, plan.image_size, plan.channels
+    view = View([], *statistics(plan.channels))
     with _dtype_policy(config.precision):
-        return keras.Sequential(
-            [keras.Input((size, size, 3)), View([]), model.backbone]
-        )
+        return keras.Sequential([keras.Input(shape), view, model.backbone])
 
 
 def warnings(config, plan, images):
@@ -222,7 +259,7 @@ def warnings(config, plan, images):
 
 def decoder_of(config):
     """How encoded images become pixels."""
-    return Decoder(config.exif_orientation, config.value_range)
+    return Decoder(config.exif_orientation, config.value_range, config.channels)
 
 
 def choose_views(config, plan, own_views=(None, None)):
@@ -230,11 +267,15 @@ def choose_views(config, plan, own_views=(None, None)):
 
     Args:
         config: `Config`.
-        plan: `Plan`, of which `image_size` and `same_size` count.
+        plan: `Plan`.
         own_views: as in `build_model`.
     """
     teacher, students = build_views(
-        plan.image_size, config.crops, config.view_augmentations(), plan.same_size
+        plan.image_size,
+        config.crops,
+        config.view_augmentations(),
+        plan.same_size,
+        plan.channels,
     )
     own_teacher, own_students = own_views
     if own_students is not None:

@@ -63,8 +63,9 @@ def export_encoder(
         raise UsageError(f"{workdir} has no checkpoint to export.")
     size = image_size or _image_size(folder, config)
     with folder.locked():
-        own = own_network(config.backbone, folder, size)
-        model = build_model(config, Plan(size), network=own)
+        own = own_network(config.backbone, folder, size, channels=config.channels)
+        plan = Plan(size, channels=config.channels)
+        model = build_model(config, plan, network=own)
         step = checkpoints.restore(model, folder.checkpoints)
         if not step:
             raise UsageError(f"{workdir} has no undamaged checkpoint to export.")
@@ -78,7 +79,7 @@ def export_encoder(
             workdir,
             size,
             {
-                "method": config.method,
+                "method": config.objective or config.method,
                 "backbone": config.backbone,
                 "dataset": folder.dataset_name(),
                 "steps": step,

@@ -5,7 +5,7 @@ import os
 import keras
 import numpy as np
 
-from ressl_keras.augmentation.layers import MEAN, STD
+from ressl_keras.augmentation.statistics import MEAN, STD
 from ressl_keras.encoders.encoder import load_model_file
 from ressl_keras.errors import UsageError
 from ressl_keras.method.networks import application_mode, application_weights

@@ -19,7 +19,7 @@ from ressl_keras.data.images import StreamedImages
 from ressl_keras.data.pipeline import InputTimer, files_of_steps, training_batches
 from ressl_keras.encoders.export import save_all
 from ressl_keras.errors import UsageError
-from ressl_keras.method.objectives import InfoNCE
+from ressl_keras.method.objectives import uses
 from ressl_keras.method.ressl import ReSSL
 from ressl_keras.run_folder import RunFolder
 from ressl_keras.training import checkpoints, distribution
@@ -45,7 +45,7 @@ from ressl_keras.training.memory import check_memory
 from ressl_keras.training.precision import choose_precision
 from ressl_keras.training.preview import preview
 from ressl_keras.training.progress import Progress, overview
-from ressl_keras.training.tensorboard import Dashboard, EpochTensorBoard
+from ressl_keras.training.tensorboard import Dashboard, Profiler, StepScalars
 
 # Steps per call of the graph on a GPU unless another number is set.
 _STEPS_ON_GPU = 16
@@ -61,6 +61,7 @@ def pretrain(
     backbone: keras.Model | None = None,
     teacher_view: keras.layers.Layer | None = None,
     student_view: keras.layers.Layer | Sequence[keras.layers.Layer] | None = None,
+    objective: Callable | None = None,
     verbose: bool = True,
     log: Callable[[str], object] = print,
 ) -> str:
@@ -77,6 +78,8 @@ def pretrain(
         teacher_view: `View` in place of the one that the settings describe. Where the
             images differ in size, a view gets crops and makes the rest.
         student_view: the same for the student, or a list of several.
+        objective: function or instance in place of the method's, see
+            `method.objectives.Objective`.
         verbose: whether to show the progress.
         log: called with a line of text.
 
@@ -95,7 +98,7 @@ def pretrain(
     """
     strategy = strategy or tf.distribute.get_strategy()
     folder = RunFolder(workdir)
-    dataset = as_dataset(dataset)
+    dataset = as_dataset(dataset, config.channels)
     config = _as_read(config, dataset)
     if backbone is not None:
         config = dataclasses.replace(config, backbone=os.path.basename(folder.network))
@@ -106,7 +109,7 @@ def pretrain(
     with folder.locked() if chief else contextlib.nullcontext():
         config = _decided(folder.resumed(config) or config, strategy, log)
         run = _Run(dataset, config, folder, plan, (teacher_view, student_view), log)
-        run.prepare(strategy, backbone)
+        run.prepare(strategy, backbone, objective)
         step = run.first_step
         if step >= plan.total_steps and chief and folder.is_exported():
             log(f"The run is finished, at step {step}; nothing is left to train.")
@@ -131,17 +134,19 @@ class _Run:
     first_step: int = 0
     saving: checkpoints.Checkpoints | None = None
 
-    def prepare(self, strategy, backbone=None):
+    def prepare(self, strategy, backbone=None, objective=None):
         """Builds the model and restores it from the newest checkpoint."""
-        config, folder, size = self.config, self.folder, self.plan.image_size
+        config, folder, plan = self.config, self.folder, self.plan
         keras.utils.set_random_seed(config.seed)
         with strategy.scope():
-            network = own_network(config.backbone, folder, size, backbone)
+            network = own_network(
+                config.backbone, folder, plan.image_size, backbone, plan.channels
+            )
             compiled = _worth_compiling(strategy.num_replicas_in_sync)
             self.model = build_model(
-                config, self.plan, compiled, self.own_views, network
+                config, plan, compiled, self.own_views, network, objective
             )
-            self.encoder = build_monitored_encoder(self.model, config, self.plan)
+            self.encoder = build_monitored_encoder(self.model, config, plan)
         if distribution.is_chief(strategy):
             folder.remove_leftovers()
             folder.write_config(config)
@@ -224,6 +229,7 @@ class _Run:
     def callbacks(self, timer, chief, verbose, others):
         """The callbacks of `fit`; on workers other than the chief none that writes."""
         config, plan, folder = self.config, self.plan, self.folder
+        used = uses(self.model.objective)
         found = [StopOnNaN(), Throughput(config.batch_size, timer)]
         if self.first_step % plan.steps_per_epoch:
             found.append(ResumedEpoch(self.model.metrics))
@@ -239,12 +245,13 @@ class _Run:
             *found,
             CollapseMonitor(
                 config.batch_size,
-                relational=not isinstance(self.model.objective, InfoNCE),
+                relational="teacher" in used,
                 warn=self.log,
             ),
             *self._monitors(),
             MetricsTable(folder),
-            EpochTensorBoard(
+            StepScalars(folder.tensorboard, config.log_every, config.to_flags()),
+            Profiler(
                 folder.tensorboard, write_graph=False, profile_batch=config.profile or 0
             ),
             *([Progress(plan.total_steps, plan.steps_per_epoch)] if verbose else []),
@@ -285,7 +292,7 @@ class _Run:
             self.folder.path,
             self.plan.image_size,
             {
-                "method": self.config.method,
+                "method": self.config.objective or self.config.method,
                 "backbone": self.config.backbone,
                 "dataset": self.dataset.name,
                 "steps": int(self.model.step.numpy()),
@@ -299,6 +306,7 @@ class _Run:
 
 def _as_read(config, dataset):
     """The settings with those that the data set's files were decoded with."""
+    config = dataclasses.replace(config, channels=dataset.pretrain.channels)
     if dataset.decoder is None:
         return config
     return dataclasses.replace(config, **dataclasses.asdict(dataset.decoder))

@@ -30,7 +30,7 @@ def preview(dataset, workdir, config, count=8, own_views=(None, None)):
     """
     images, path = dataset.pretrain, RunFolder(workdir).views
     size = config.image_size or images.common_size
-    plan = Plan(size, images.same_size)
+    plan = Plan(size, images.same_size, images.channels)
     views = ViewBundle(*choose_views(config, plan, own_views), config.seed)
     count = min(count, len(images))
     # Order and draws of an index do not depend on the size of the batch.

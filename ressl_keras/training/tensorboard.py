@@ -10,22 +10,23 @@ from PIL import Image
 from tensorboard.plugins import projector
 
 from ressl_keras.augmentation.layers import View
+from ressl_keras.augmentation.statistics import statistics
 from ressl_keras.data.images import Subset, spread_indices
 from ressl_keras.data.pipeline import evaluation_batches
 from ressl_keras.errors import naming_disk_errors
 from ressl_keras.evaluation import pictures
 from ressl_keras.evaluation.features import extract
 from ressl_keras.run_folder import replacing, write_lines
-from ressl_keras.training.callbacks import is_due
+from ressl_keras.training.callbacks import StepCallback, is_due
 
 _THUMBNAIL = 32  # side in pixels
 
 
-class EpochTensorBoard(keras.callbacks.TensorBoard):
-    """TensorBoard with scalars per epoch.
+class Profiler(keras.callbacks.TensorBoard):
+    """The profile of some steps, as Keras' callback writes it, and nothing else.
 
-    Keras' callback also passes the logs of every batch to a summary that is not
-    written, which waits for the device.
+    Keras' callback passes the logs of every batch to a summary that is not written,
+    which waits for the device, and counts epochs on the x axis.
     """
 
     lazy = True  # see `LazyCallbacks`
@@ -34,12 +35,54 @@ class EpochTensorBoard(keras.callbacks.TensorBoard):
         super().on_train_batch_end(batch)
 
     def on_epoch_end(self, epoch, logs=None):
-        with naming_disk_errors(self.log_dir):
-            super().on_epoch_end(epoch, logs)
+        pass
 
     def on_train_end(self, logs=None):
         with naming_disk_errors(self.log_dir):
             super().on_train_end(logs)
+
+
+class StepScalars(StepCallback):
+    """Writes the metrics against the number of steps, and the flags as text.
+
+    Within an epoch a metric is its mean since the epoch's begin.
+
+    Args:
+        folder: of the TensorBoard logs.
+        every: steps between two points; 0: at the end of each epoch only.
+        flags: lines of text, such as those of `Config.to_flags`.
+    """
+
+    def __init__(self, folder, every=50, flags=()):
+        super().__init__()
+        self.folder, self.every, self.flags = str(folder), every, list(flags)
+        self._writer = None
+
+    def on_train_begin(self, logs=None):
+        if self._writer is not None:
+            return  # a run may call `fit` several times
+        self._writer = tf.summary.create_file_writer(os.path.join(self.folder, "train"))
+        with self._writer.as_default(step=0):
+            # Indented lines are shown as they are.
+            tf.summary.text("flags", "\n".join(f"    {flag}" for flag in self.flags))
+
+    def on_train_batch_end(self, batch, logs=None):
+        before = self.step
+        super().on_train_batch_end(batch, logs)
+        if self.every and self.step // self.every > before // self.every:
+            self._write(logs)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._write(logs)
+
+    def on_train_end(self, logs=None):
+        with naming_disk_errors(self.folder):
+            self._writer.flush()
+
+    def _write(self, logs):
+        with naming_disk_errors(self.folder), self._writer.as_default(step=self.step):
+            for name, value in (logs or {}).items():
+                tf.summary.scalar(name, float(value))
 
 
 class Dashboard(keras.callbacks.Callback):
@@ -86,10 +129,10 @@ class Dashboard(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         if is_due(epoch, self.every, self.last_epoch):
             with naming_disk_errors(self.folder):
-                self._write(epoch)
+                self._write(int(self.model.step.numpy()))
 
-    def _write(self, epoch):
-        with self._writer.as_default(step=epoch):
+    def _write(self, step):
+        with self._writer.as_default(step=step):
             for name, values in self._similarities().items():
                 tf.summary.histogram(f"similarities/{name}", values)
         features, labels = extract(self.encoder, self.images)
@@ -106,7 +149,8 @@ class Dashboard(keras.callbacks.Callback):
         """To the queue, of 256 images as they are, [256, queue size] each."""
         size = self.encoder.input_shape[1]
         batches = evaluation_batches(self.images, size, count=256)
-        images = View([])(next(iter(batches)))
+        batch = next(iter(batches))
+        images = View([], *statistics(batch.shape[-1]))(batch)
         found = {}
         for name in ("student", "teacher"):
             embeddings = getattr(self.model, name)(images, training=False)
