@@ -28,7 +28,7 @@ flags.DEFINE_float("minutes", 30, "How long to train.")
 flags.DEFINE_integer("images", 160, "Images of the data set.")
 flags.DEFINE_integer("batch_size", 16, "Images a step.")
 flags.DEFINE_integer("lines", 12, "Lines of the table.")
-flags.DEFINE_float("allowed_mb", 30, "Growth of the memory that counts as flat.")
+flags.DEFINE_float("allowed_mb", 15, "Growth of the memory that counts as flat.")
 flags.DEFINE_string("results", record.RESULTS, "File to append a JSON line to.")
 
 QUANTITIES = ("megabytes", "files", "threads", "objects")

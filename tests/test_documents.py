@@ -40,7 +40,7 @@ ELSEWHERE = {
     r"pip install --no-deps \"?tensorflow-serving-api": "CI starts with it",
     r"python -m pytest": "this is it",
     r"RESSL_ENCODER=\S+ python -m pytest": "hours; the file exists",
-    r"python tests/killed_runs.py FOLDER": "test_checkpoints",
+    r"python tests/killed_runs.py FOLDER": "test_damage",
     r"python -m examples.finetune": "test_finetuning",
     r"python -m benchmarks\.": "test_benchmarks",
     r"python examples/serving_(rest|grpc).py": "test_serving_examples",

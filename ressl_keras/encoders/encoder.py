@@ -118,7 +118,9 @@ def commit():
     package = os.path.dirname(os.path.abspath(__file__))
 
     def git(*arguments):
-        command = ["git", "-C", package, *arguments]
+        # Else `describe --dirty` rewrites the checkout's index, and leaves a lock there
+        # when the disk is full.
+        command = ["git", "--no-optional-locks", "-C", package, *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True)
 
     try:
