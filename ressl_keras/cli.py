@@ -55,8 +55,8 @@ def run(main, options_class, description, takes_more=False):
         return argv[:1]
 
     def call(_):
-        options = options_of(options_class, flags.FLAGS)
-        _guard(lambda: main(options, list(rest)) if takes_more else main(options))
+        more = [rest] if takes_more else []
+        _guard(lambda: main(options_of(options_class, flags.FLAGS), *more))
 
     app.run(call, flags_parser=parse_flags)
 

@@ -1,10 +1,14 @@
 """Augmentations by name and number, against Pillow, NumPy and Keras."""
 
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 import tiny
+from conftest import ROOT
 from options import parse
 from PIL import Image, ImageOps
 
@@ -124,6 +128,13 @@ def test_what_is_no_augmentation_is_one_line(options, message):
     with pytest.raises(UsageError, match=message) as caught:
         Config(**options)
     assert "\n" not in str(caught.value)
+
+
+def test_the_command_says_it_in_one_line():
+    command = [sys.executable, "train.py", "--student_augmentation=hu:0"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "error: student_augmentation=hu:0: expected name:value" in done.stderr
 
 
 def test_crops_made_while_reading_follow_the_parameters(random):

@@ -120,6 +120,8 @@ def test_a_file_and_a_function_are_networks(random, tmp_path, monkeypatch):
     )
     images = random.normal(size=[2, 16, 16, 3])
     folder = RunFolder(tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    network("features").save(tmp_path / "run" / "network.keras")  # never trained
     backbones.check("mine.keras")
     found = backbones.own_network("mine.keras", folder, 16)
     np.testing.assert_allclose(found(images), pooled(model)(images), atol=1e-6)

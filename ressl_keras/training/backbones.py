@@ -55,7 +55,7 @@ def own_network(backbone, folder, image_size, model=None, channels=3):
         return None
     if model is None and ":" in backbone:
         return pooled(_call(backbone, (image_size, image_size, channels)), backbone)
-    if os.path.isfile(folder.network):
+    if _is_kept(folder):
         return load_model_file(folder.network)
     if model is None:
         return pooled(load_model_file(backbone), backbone)
@@ -64,9 +64,14 @@ def own_network(backbone, folder, image_size, model=None, channels=3):
 
 def keep_network(network, folder):
     """Writes the network that a run begins with, for resuming and exporting it."""
-    if not os.path.isfile(folder.network):
+    if not _is_kept(folder):
         with replacing(folder.network) as path:
             network.save(path)
+
+
+def _is_kept(folder):
+    """Whether a run that has trained here keeps the network that it began with."""
+    return folder.has_checkpoints() and os.path.isfile(folder.network)
 
 
 def in_policy(network, image_size, channels=3):

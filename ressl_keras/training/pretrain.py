@@ -268,7 +268,8 @@ class _Run:
             monitors.append(KNNMonitor(self.encoder, dataset.train, dataset.test, *due))
             if not self.first_step:
                 untrained = monitors[0].measure()
-                self.log(f"kNN of the untrained encoder: {untrained:.2f} %")
+                which = "starting" if self.config.init else "untrained"
+                self.log(f"kNN of the {which} encoder: {untrained:.2f} %")
         if not self.first_step or not folder.has_views():
             preview(dataset, folder.path, self.config, own_views=self.own_views)
         shown = dataset.test if dataset.labelled else dataset.pretrain
