@@ -100,7 +100,8 @@ def curves(name, title, lines, unit="", guide=None):
         axes.set_xlim(0, 1.03 * last_step)
         for (label, points), colour in zip(lines.items(), COLOURS):
             marker = "o" if len(points) < 30 else ""
-            axes.plot(*zip(*points), marker, ls="-", ms=3, color=colour, label=label)
+            style = {"marker": marker, "ms": 3, "color": colour, "label": label}
+            axes.plot(*zip(*points), **style)
         if guide is not None:
             axes.axhline(guide, ls="--", lw=0.8, color=_INK, alpha=0.6)
         if len(lines) > 1:

@@ -15,11 +15,11 @@ import threading
 
 import numpy as np
 import tensorflow as tf
-from keras.src.backend.common import global_state
 
 from ressl_keras.errors import UsageError, disk_error, naming_disk_errors
 from ressl_keras.run_folder import set_aside, writing_beside
 from ressl_keras.training.callbacks import StepCallback
+from ressl_keras.training.saving_cache import keep_saving_cache
 
 _NAME = re.compile(r"step-(\d{9})-([0-9a-f]{16})\.weights\.h5")
 
@@ -59,7 +59,7 @@ def save(model, folder, step, keep=2):
     with naming_disk_errors(unnamed), writing_beside(unnamed) as temporary:
         _reserve(temporary, model)
         model.save_weights(temporary, overwrite=True)
-        _keep_keras_cache()
+        keep_saving_cache()
         name = f"step-{step:09d}-{_checksum(temporary)}.weights.h5"
         path = os.path.join(folder, name)
         os.replace(temporary, path)
@@ -67,18 +67,6 @@ def save(model, folder, step, keep=2):
         if old != path:
             os.remove(old)
     return path
-
-
-def _keep_keras_cache():
-    """Lets Keras find what it remembers from one save to the next.
-
-    Keras 3.15 writes this cache under another name than it reads
-    (`saving_lib.get_attr_skipset`), so each save makes an optimizer and loses 70 kB.
-    """
-    for kind in ("Layer", "Sequential", "Functional", "Metric", "Optimizer"):
-        known = global_state.get_global_attribute(f"saving_attr_skipset_{kind}")
-        if known is not None:
-            global_state.set_global_attribute(f"saving_attr_skiplist_{kind}", known)
 
 
 def _reserve(path, model):
