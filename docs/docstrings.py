@@ -4,10 +4,13 @@ Three things are unknown to its parser: Keras' `Call arguments:`, an `Example:` 
 not indented, and the fields of an options dataclass, whose help is in `setting(...)`.
 """
 
-import ast
+import dataclasses
+import importlib
 import re
 
 import griffe
+
+from ressl_keras.settings import Options, settings_of
 
 
 class Docstrings(griffe.Extension):
@@ -19,14 +22,14 @@ class Docstrings(griffe.Extension):
 
     def on_class(self, *, cls, **kwargs):
         """Documents the settings of a class as its arguments."""
+        made = getattr(importlib.import_module(cls.module.path), cls.name, None)
+        if not dataclasses.is_dataclass(made) or not issubclass(made, Options):
+            return
         lines = []
-        for name, attribute in cls.attributes.items():
-            call = attribute.value
-            if not isinstance(call, griffe.ExprCall) or str(call.function) != "setting":
-                continue
-            default, text = call.arguments[:2]
-            cls.parameters[name].default = str(default)
-            lines.append(f"    {name}: {ast.literal_eval(str(text))}")
+        for name, known in settings_of(made).items():
+            if name in cls.attributes:
+                cls.parameters[name].default = repr(known.default)
+                lines.append(f"    {name}: {known.help}")
         if lines and cls.docstring is not None:
             summary, *rest = cls.docstring.value.split("\n\n", 1)
             sections = [summary, "\n".join(["Args:", *lines]), *rest]
