@@ -56,7 +56,7 @@ def run(main, options_class, description, takes_more=False):
 
     def call(_):
         more = [rest] if takes_more else []
-        _guard(lambda: main(options_of(options_class, flags.FLAGS), *more))
+        guard(lambda: main(options_of(options_class, flags.FLAGS), *more))
 
     app.run(call, flags_parser=parse_flags)
 
@@ -154,7 +154,8 @@ def _quiet_libraries(values):
     logging.getLogger("urllib3").setLevel(logging.ERROR)
 
 
-def _guard(main):
+def guard(main):
+    """Calls a function; what stops it becomes one line on stderr and an exit status."""
     try:
         main()
     except KeyboardInterrupt:

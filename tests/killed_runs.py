@@ -31,7 +31,7 @@ def run(folder, epochs, simple, report=None, die_while_writing=False):
 
         callbacks.Throughput.on_train_batch_begin = on_train_batch_begin
     if die_while_writing:
-        checksum = checkpoints._checksum
+        checksum = checkpoints.checksum
 
         def half_written(path):
             if "writing-" not in path:  # a good one, which is read at the start
@@ -40,7 +40,7 @@ def run(folder, epochs, simple, report=None, die_while_writing=False):
                 file.truncate(os.path.getsize(path) // 2)
             os.kill(os.getpid(), signal.SIGKILL)
 
-        checkpoints._checksum = half_written
+        checkpoints.checksum = half_written
     small_run.run(folder, epochs, simple)
 
 

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("light_backbone")
 def test_the_last_few_are_kept(tmp_path, model):
     for step in (1, 2, 3):
         checkpoints.save(model, tmp_path, step, keep=2)
-    assert [step for step, _, _ in checkpoints._found(tmp_path)] == [3, 2]
+    assert [step for step, _, _ in checkpoints.found(tmp_path)] == [3, 2]
 
 
 def test_a_damaged_checkpoint_is_passed_over_with_a_message(tmp_path, model, capsys):
@@ -73,7 +73,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
         folder = tmp_path / str(every)
         with pytest.raises(UsageError, match=r"At step 4 .* not finite numbers"):
             run(folder, callbacks=[Burst()], checkpoint_every=every, max_steps=4)
-        kept = [step for step, _, _ in checkpoints._found(folder / "checkpoints")]
+        kept = [step for step, _, _ in checkpoints.found(folder / "checkpoints")]
         assert kept == ([2] if every == 2 else [])
         assert not (folder / "encoder.keras").exists()
 
@@ -161,7 +161,7 @@ def test_several_steps_an_execution_are_the_same_run(tmp_path, undisturbed):
     one, other = (arrays(folder) for folder in (tmp_path, undisturbed))
     for name, array in one.items():
         np.testing.assert_allclose(array, other[name], atol=1e-6, err_msg=name)
-    steps = [step for step, _, _ in checkpoints._found(tmp_path / "checkpoints")]
+    steps = [step for step, _, _ in checkpoints.found(tmp_path / "checkpoints")]
     assert steps == [15, 10]
 
 

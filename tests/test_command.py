@@ -158,7 +158,7 @@ def test_a_usage_error_is_one_line_and_status_1(capsys, monkeypatch):
     def fail():
         raise UsageError("Something\nis wrong.")
 
-    cli._guard(fail)
+    cli.guard(fail)
     assert left == [1]
     assert capsys.readouterr().err == "train.py: error: Something is wrong.\n"
 
@@ -167,7 +167,7 @@ def test_a_file_that_cannot_be_written_is_one_line_with_its_path(
     capsys, monkeypatch, tmp_path
 ):
     monkeypatch.setattr(cli, "leave", lambda status: None)
-    cli._guard((tmp_path / "absent" / "file").read_text)
+    cli.guard((tmp_path / "absent" / "file").read_text)
     assert f"{tmp_path}/absent/file: No such file" in capsys.readouterr().err
 
 

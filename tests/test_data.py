@@ -51,7 +51,7 @@ def test_orders_of_neighbouring_epochs_and_seeds_are_unrelated():
     """Correlations of 20,000 numbers stay within five of their standard deviations."""
     place = tf.range(20000, dtype=tf.int64)
     orders = [
-        pipeline._shuffled(place, seed, epoch, 20000).numpy()
+        pipeline.shuffled_order(place, seed, epoch, 20000).numpy()
         for seed, epoch in [(0, 0), (0, 1), (0, 2), (1, 0), (2, 0)]
     ]
     correlations = np.corrcoef(orders)[np.triu_indices(5, 1)]
@@ -191,7 +191,7 @@ def test_crops_while_reading_are_the_crops_of_the_view_layer(folder):
     """Same draws, same pixels, up to the rounding to uint8."""
     images = load_dataset("folder", str(folder)).pretrain
     batch = next(iter(pipeline.training_batches(images, 6, 5, 0, 1, size=16)))
-    index = pipeline._shuffled(tf.range(6, dtype=tf.int64), 5, 0, 18)
+    index = pipeline.shuffled_order(tf.range(6, dtype=tf.int64), 5, 0, 18)
     crop = views.RandomResizedCropAndFlip(16)
     for fold, name in ((2, "teacher"), (3, "student")):
         seed = tf.random.experimental.stateless_fold_in([5, 0], fold)

@@ -131,7 +131,7 @@ def shuffled_indices(
 
     def indices(step):
         first = step % steps_per_epoch * batch_size
-        return _shuffled(first + positions, seed, step // steps_per_epoch, count)
+        return shuffled_order(first + positions, seed, step // steps_per_epoch, count)
 
     return tf.data.Dataset.range(first_step, last_step).map(indices)
 
@@ -148,7 +148,7 @@ def files_of_steps(images, batch_size, seed, first_step, last_step):
     return [files[i] for step in indices.as_numpy_iterator() for i in step]
 
 
-def _shuffled(position, seed, epoch, count):
+def shuffled_order(position, seed, epoch, count):
     """Index of the example at a position in an epoch's order; nothing is stored."""
     key = tf.random.stateless_uniform(
         [3],

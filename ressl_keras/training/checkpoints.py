@@ -24,20 +24,21 @@ from ressl_keras.training.saving_cache import keep_saving_cache
 _NAME = re.compile(r"step-(\d{9})-([0-9a-f]{16})\.weights\.h5")
 
 
-def _found(folder):
+def found(folder):
     """(step, checksum, path) of the checkpoints in a folder, newest first."""
     if not os.path.isdir(folder):
         return []
     names = [_NAME.fullmatch(name) for name in os.listdir(folder)]
-    found = [
+    files = [
         (int(m[1]), m[2], os.path.join(folder, m.string))
         for m in names
         if m is not None
     ]
-    return sorted(found, reverse=True)
+    return sorted(files, reverse=True)
 
 
-def _checksum(path):
+def checksum(path):
+    """Sixteen digits of a file's SHA-256, as the name of a checkpoint holds them."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
@@ -60,10 +61,10 @@ def save(model, folder, step, keep=2):
         _reserve(temporary, model)
         model.save_weights(temporary, overwrite=True)
         keep_saving_cache()
-        name = f"step-{step:09d}-{_checksum(temporary)}.weights.h5"
+        name = f"step-{step:09d}-{checksum(temporary)}.weights.h5"
         path = os.path.join(folder, name)
         os.replace(temporary, path)
-    for _, _, old in _found(folder)[keep:]:
+    for _, _, old in found(folder)[keep:]:
         if old != path:
             os.remove(old)
     return path
@@ -90,7 +91,7 @@ def _reserve(path, model):
 
 def last_step(folder):
     """The step of the newest checkpoint in a folder, 0 where there is none."""
-    return max((step for step, _, _ in _found(folder)), default=0)
+    return max((step for step, _, _ in found(folder)), default=0)
 
 
 def restore(model, folder):
@@ -109,8 +110,8 @@ def restore(model, folder):
     Raises:
         UsageError: if an undamaged checkpoint is of a model of another shape.
     """
-    for step, checksum, path in _found(folder):
-        if os.path.isfile(path) and _checksum(path) == checksum:
+    for step, expected, path in found(folder):
+        if os.path.isfile(path) and checksum(path) == expected:
             _load(model, path)
             model.step.assign(step)  # 0.1.0 did not save it
             return step
