@@ -65,8 +65,8 @@ def run(folder, epochs, simple_views=False, log=lambda line: None, callbacks=())
     tf.config.experimental.enable_op_determinism()
     build.build_backbone = tiny.build_backbone
     if simple_views:
-        build.build_views = lambda *_: (View([]), [View([])])
-        module.preview = lambda dataset, workdir, config: pictures.save(
+        build.build_views = lambda *_, **__: (View([]), [View([])])
+        module.preview = lambda dataset, workdir, config, **_: pictures.save(
             Image.new("RGB", (8, 8)), RunFolder(workdir).views
         )
     images = ArrayImages(*shapes.render(80, 0, size=8))

@@ -77,11 +77,11 @@ def test_damaged_settings_lock_no_run_out(damage, tmp_path):
     config = Config(seed=7, epochs=3)
     folder.write_config(config)
     with pytest.raises(UsageError, match="holds a run with other flags"):
-        folder.check_config(Config(seed=8))
+        folder.resumed(Config(seed=8))
     content = (tmp_path / "flags.txt").read_bytes()
     assert damage(content) != content
     (tmp_path / "flags.txt").write_bytes(damage(content))
-    folder.check_config(config)
+    folder.resumed(config)
     assert (tmp_path / "damaged-flags.txt").exists()
 
 
@@ -89,6 +89,6 @@ def test_settings_of_earlier_versions_have_no_checksum(tmp_path):
     folder = RunFolder(tmp_path)
     os.makedirs(folder.checkpoints)
     (tmp_path / "flags.txt").write_text("--seed=7\n")
-    folder.check_config(Config(seed=7))
+    folder.resumed(Config(seed=7))
     with pytest.raises(UsageError, match="there --seed=7, here --seed=8"):
-        folder.check_config(Config(seed=8))
+        folder.resumed(Config(seed=8))

@@ -19,6 +19,7 @@ from PIL import Image
 from ressl_keras.config import Config
 from ressl_keras.data import shapes
 from ressl_keras.data.datasets import Dataset
+from ressl_keras.data.decoding import Decoder
 from ressl_keras.data.images import ArrayImages, StreamedImages
 from ressl_keras.evaluation import protocols, report, report_images
 from ressl_keras.evaluation.protocols import Predictions
@@ -300,6 +301,7 @@ class Streamed(StreamedImages):
 
     def __init__(self, pixels):
         self.encoded = [tf.io.encode_png(image) for image in pixels]
+        self.decoder = Decoder()
 
     def __len__(self):
         return len(self.encoded)
