@@ -41,13 +41,22 @@ def golden(shared):
 
 @pytest.fixture(scope="module")
 def light_backbone():
-    """A network that is quick to trace in place of every named one of a run."""
-    import tiny
+    """A network that is quick to trace in place of every named one of a run.
 
-    from ressl_keras.training import build
+    The picture of the views is a stand-in, too; `--preview` draws the real one.
+    """
+    import tiny
+    from PIL import Image
+
+    from ressl_keras.run_folder import RunFolder
+    from ressl_keras.training import build, pretrain
+
+    def preview(dataset, folder, config, **_):
+        Image.new("RGB", (8, 8)).save(RunFolder(folder).views)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "build_backbone", tiny.build_backbone)
+        patch.setattr(pretrain, "preview", preview)
         yield
 
 

@@ -24,7 +24,7 @@ SMALL = {
     "views": ["--rounds=1", "--cores=1", "--small_batch=4", "--large_batch=2"],
 }
 # The others start TensorFlow several times over, or compile much.
-QUICK = ("step", "knn")
+QUICK = ("knn",)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import signal
 
 import numpy as np
 import pytest
-import tiny
 from PIL import Image
 
 from ressl_keras import UsageError
@@ -15,9 +14,12 @@ from ressl_keras.config import Config
 from ressl_keras.data import checking
 from ressl_keras.data.datasets import load_dataset
 from ressl_keras.encoders.encoder import load_encoder
+from ressl_keras.evaluation import protocols
 from ressl_keras.run_folder import RunFolder
-from ressl_keras.training import build, checkpoints
+from ressl_keras.training import checkpoints
 from ressl_keras.training.pretrain import pretrain
+
+pytestmark = pytest.mark.usefixtures("light_backbone")
 
 SETTINGS = {
     "batch_size": 4,
@@ -30,11 +32,6 @@ SETTINGS = {
     "warmup_epochs": 0,
 }
 SIZES = ((9, 12), (12, 9))  # two, so that the images stay in their files
-
-
-@pytest.fixture(autouse=True)
-def tiny_backbone(monkeypatch):
-    monkeypatch.setattr(build, "build_backbone", tiny.build_backbone)
 
 
 def draw(folder, names, random):
@@ -157,8 +154,12 @@ def odd(tmp_path, random):
     return tmp_path / "odd"
 
 
-def test_names_that_are_no_utf8_go_through_the_whole_command(odd, tmp_path, capsys):
-    settings = {**SETTINGS, "epochs": 1}
+def test_names_that_are_no_utf8_go_through_the_whole_command(
+    odd, tmp_path, capsys, monkeypatch
+):
+    # What it trains has no names in it.
+    monkeypatch.setattr(protocols, "evaluate", lambda *_, **__: {})
+    settings = {**SETTINGS, "epochs": 1, "knn_every": 0}
     options = train.TrainOptions(
         strategy="one_device",
         dataset="folder",
@@ -204,15 +205,13 @@ def options_of(root, workdir, epochs):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, light_backbone):
     """A folder with images and a run of the command that ended."""
     root = tmp_path_factory.mktemp("finished")
     random = np.random.default_rng(0)
     for name in ("cats", "dogs"):
         draw(root / "images" / name, [b"%02d.png" % i for i in range(20)], random)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "build_backbone", tiny.build_backbone)
-        train.run(options_of(root, root / "run", epochs=1))
+    train.run(options_of(root, root / "run", epochs=1))
     return root
 
 

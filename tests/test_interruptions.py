@@ -4,14 +4,13 @@ import signal
 import sys
 
 import pytest
-import tiny
 
 from ressl_keras.commands import train
 from ressl_keras.data import datasets, shapes
 from ressl_keras.data.datasets import Dataset
 from ressl_keras.data.images import ArrayImages
 from ressl_keras.evaluation import protocols
-from ressl_keras.training import build, checkpoints, progress
+from ressl_keras.training import checkpoints, progress
 
 COMMAND = "python train.py --workdir=here"
 
@@ -22,7 +21,7 @@ def press(*_, **__):
 
 
 @pytest.fixture
-def run(monkeypatch, tmp_path, capsys):
+def run(monkeypatch, tmp_path, capsys, light_backbone):
     """Trains for four steps; returns the command's output and exit status."""
     # Python leaves the signal ignored where it was started so, as in the background.
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -39,7 +38,6 @@ def run(monkeypatch, tmp_path, capsys):
     drawn = ArrayImages(*shapes.render(16, 0, size=8))
     dataset = Dataset("drawn", drawn, drawn, drawn, list(shapes.CLASS_NAMES))
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: dataset)
-    monkeypatch.setattr(build, "build_backbone", tiny.build_backbone)
     monkeypatch.setattr(protocols, "evaluate", lambda *_, **__: {})
     monkeypatch.setattr(sys, "orig_argv", ["/bin/python", *COMMAND.split()[1:]])
 

@@ -2,14 +2,13 @@
 
 import pytest
 import tensorflow as tf
-import tiny
 
 from ressl_keras import Config
 from ressl_keras.data import shapes
 from ressl_keras.data.datasets import Dataset
 from ressl_keras.data.images import ArrayImages
 from ressl_keras.run_folder import RunFolder
-from ressl_keras.training import build, precision
+from ressl_keras.training import precision
 from ressl_keras.training import pretrain as pretrain_module
 from ressl_keras.training.pretrain import pretrain
 
@@ -57,8 +56,9 @@ def test_a_gpu_is_judged_by_its_generation(capability, expected, monkeypatch):
     assert chosen == ("float32", "mixed_bfloat16")[expected]
 
 
-def test_a_resumed_run_keeps_the_precision_that_was_chosen(tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "build_backbone", tiny.build_backbone)
+def test_a_resumed_run_keeps_the_precision_that_was_chosen(
+    tmp_path, monkeypatch, light_backbone
+):
     images = ArrayImages(*shapes.render(32, 0, size=8))
     options = {"verbose": False, "log": lambda line: None}
 

@@ -17,7 +17,6 @@ from ressl_keras import UsageError
 from ressl_keras.config import Config
 from ressl_keras.data.datasets import load_dataset
 from ressl_keras.encoders.encoder import build_encoder, load_encoder
-from ressl_keras.training import build
 from ressl_keras.training.pretrain import pretrain
 
 
@@ -166,8 +165,9 @@ def test_what_a_file_only_declares_takes_no_memory(good, tmp_path):
     assert name == "UsageError" and int(megabytes) < 100
 
 
-def test_no_file_that_is_passed_on_holds_a_path(tmp_path, monkeypatch, random):
-    monkeypatch.setattr(build, "build_backbone", tiny.build_backbone)
+def test_no_file_that_is_passed_on_holds_a_path(
+    tmp_path, monkeypatch, random, light_backbone
+):
     private = tmp_path / "home" / "private-name"
     (private / "holiday").mkdir(parents=True)
     for i in range(8):
