@@ -5,6 +5,8 @@ import inspect
 import keras
 import tensorflow as tf
 
+from ressl_keras.keras_private import flatten_layers
+
 
 def takes_seed(operation):
     """Whether a layer is called as `operation(planes, seed=, first=)`."""
@@ -51,7 +53,7 @@ def output_shape(operation, planes_shape):
 def _seed_generators(layer):
     """The seed generators of a layer and of those inside it, in a fixed order."""
     found = {}
-    for inner in layer._flatten_layers():
+    for inner in flatten_layers(layer):
         for value in vars(inner).values():
             if isinstance(value, keras.random.SeedGenerator):
                 found[id(value)] = value

@@ -17,9 +17,9 @@ import numpy as np
 import tensorflow as tf
 
 from ressl_keras.errors import UsageError, disk_error, naming_disk_errors
+from ressl_keras.keras_private import keep_saving_cache
 from ressl_keras.run_folder import set_aside, writing_beside
 from ressl_keras.training.callbacks import StepCallback
-from ressl_keras.training.saving_cache import keep_saving_cache
 
 _NAME = re.compile(r"step-(\d{9})-([0-9a-f]{16})\.weights\.h5")
 

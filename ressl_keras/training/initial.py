@@ -8,6 +8,7 @@ import numpy as np
 from ressl_keras.augmentation.statistics import MEAN, STD
 from ressl_keras.encoders.encoder import load_model_file
 from ressl_keras.errors import UsageError
+from ressl_keras.keras_private import flatten_layers
 from ressl_keras.method.networks import application_mode, application_weights
 from ressl_keras.run_folder import RunFolder
 
@@ -125,7 +126,7 @@ def _own_mode(source):
         return None
     if not np.allclose(np.ravel(source.layers[2].mean), MEAN, atol=1e-5):
         return None
-    for layer in source._flatten_layers():
+    for layer in flatten_layers(source):
         if layer.name.startswith(_PREFIX):
             return layer.name.removeprefix(_PREFIX)
     return "own"

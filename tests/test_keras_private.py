@@ -1,9 +1,9 @@
-"""The workaround for Keras' cache, and whether Keras still needs it."""
+"""What is private in Keras: whether it is as we take it, and still needed."""
 
 import keras
 import tiny
 
-from ressl_keras.training.saving_cache import keep_saving_cache
+from ressl_keras.keras_private import flatten_layers, keep_saving_cache
 
 
 def optimizers_made(save):
@@ -23,7 +23,7 @@ def optimizers_made(save):
 
 
 def test_a_save_makes_no_optimizer_again(tmp_path):
-    """If the first part fails, Keras is mended and the module can go."""
+    """If the first part fails, Keras is mended and the workaround can go."""
     model = tiny.build_model()
 
     def save():
@@ -34,3 +34,14 @@ def test_a_save_makes_no_optimizer_again(tmp_path):
     assert optimizers_made(save) == 1
     keep_saving_cache()
     assert optimizers_made(save) == 0
+
+
+def test_a_layer_has_all_layers_inside_it():
+    class Outer(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.inner = keras.layers.RandomFlip(name="inner")
+            self.listed = [keras.Sequential([keras.layers.Dense(1, name="deep")])]
+
+    names = {layer.name for layer in flatten_layers(Outer())}
+    assert {"inner", "deep"} < names

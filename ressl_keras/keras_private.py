@@ -1,4 +1,7 @@
-"""A cache that Keras forgets: the only place that touches what is private in Keras."""
+"""The only place that touches what is private in Keras, where there is no public way.
+
+`tests/test_keras_private.py` fails when Keras changes it.
+"""
 
 from keras.src.backend.common import global_state
 
@@ -10,9 +13,13 @@ def keep_saving_cache():
 
     Keras 3.15 writes this cache under another name than it reads
     (`saving_lib.get_attr_skipset`), so each save makes an optimizer and loses 70 kB.
-    There is no public way to it.
     """
     for kind in _KINDS:
         known = global_state.get_global_attribute(f"saving_attr_skipset_{kind}")
         if known is not None:
             global_state.set_global_attribute(f"saving_attr_skiplist_{kind}", known)
+
+
+def flatten_layers(layer):
+    """A layer and all layers inside it, also those that are no part of a model."""
+    return layer._flatten_layers()
