@@ -371,11 +371,16 @@ class Config(ImageOptions):
                 object.__setattr__(self, name, default)
         self.view_augmentations()
 
+    @property
+    def named_teacher_view(self):
+        """The teacher's view: the one that is set, or the method's default."""
+        return self.teacher_view or METHODS[self.method]
+
     def view_augmentations(self):
         """The teacher's and the student's `Augmentation`."""
         return view_augmentations(
             self.augmentation,
-            self.teacher_view or METHODS[self.method],
+            self.named_teacher_view,
             self.student_augmentation,
             self.teacher_augmentation,
         )

@@ -96,13 +96,11 @@ class RunFolder:
         file = os.open(self.lock, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             self._take(file)
-            with contextlib.suppress(
-                OSError
-            ):  # a full disk; the lock holds all the same
+            holder = f"process {os.getpid()} on {os.uname().nodename}"
+            # On a full disk the lock holds all the same.
+            with contextlib.suppress(OSError):
                 os.ftruncate(file, 0)
-                os.write(
-                    file, f"process {os.getpid()} on {os.uname().nodename}".encode()
-                )
+                os.write(file, holder.encode())
             yield
         finally:
             os.close(file)

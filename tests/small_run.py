@@ -39,6 +39,11 @@ SETTINGS = dict(
 )
 
 
+def dataset():
+    """Five steps an epoch."""
+    return Dataset("shapes", ArrayImages(*shapes.render(80, 0, size=8)))
+
+
 class Interrupt(keras.callbacks.Callback):
     """Ends a run at once after a step, as a second Ctrl-C does."""
 
@@ -69,15 +74,12 @@ def run(folder, epochs, simple_views=False, log=lambda line: None, callbacks=())
         module.preview = lambda dataset, workdir, config, **_: pictures.save(
             Image.new("RGB", (8, 8)), RunFolder(workdir).views
         )
-    images = ArrayImages(*shapes.render(80, 0, size=8))
-    dataset = Dataset("shapes", images)
+    images = dataset()
     config = Config(epochs=epochs, **SETTINGS)
-    module.pretrain(
-        dataset, folder, config, callbacks=callbacks, verbose=False, log=log
-    )
+    module.pretrain(images, folder, config, callbacks=callbacks, verbose=False, log=log)
     files = RunFolder(folder)
     write_json(files.evaluation, {"knn": {"top1": 50.0}})
-    report.write(files.report, run=str(folder), dataset=dataset)
+    report.write(files.report, run=str(folder), dataset=images)
 
 
 def arrays(folder):

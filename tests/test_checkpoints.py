@@ -6,14 +6,12 @@ import signal
 import keras
 import numpy as np
 import pytest
+import small_run
 import tensorflow as tf
-from small_run import arrays
+from small_run import arrays, dataset
 
 from ressl_keras import SGD, ReSSL, UsageError, build_projector
 from ressl_keras.config import Config
-from ressl_keras.data import shapes
-from ressl_keras.data.datasets import Dataset
-from ressl_keras.data.images import ArrayImages
 from ressl_keras.run_folder import RunFolder
 from ressl_keras.training import checkpoints
 from ressl_keras.training.callbacks import Throughput
@@ -94,22 +92,7 @@ def model():
     return model
 
 
-SETTINGS = dict(
-    hidden_dim=16,
-    embedding_dim=8,
-    queue_size=20,
-    epochs=3,
-    warmup_epochs=1,
-    batch_size=16,
-    checkpoint_every=3,
-    keep_checkpoints=2,
-    knn_every=0,
-)
-
-
-def dataset():
-    """Five steps an epoch."""
-    return Dataset("shapes", ArrayImages(*shapes.render(80, 0, size=8)))
+SETTINGS = small_run.SETTINGS | {"epochs": 3, "keep_checkpoints": 2}
 
 
 def run(folder, log=lambda line: None, callbacks=(), **settings):

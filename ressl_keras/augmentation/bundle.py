@@ -63,10 +63,7 @@ class ViewBundle:
                     "student_view, such as weak_view(32) and strong_view(32)."
                 )
             return batch
-        context = tf.distribute.get_replica_context()
-        first = 0
-        if context.num_replicas_in_sync > 1:
-            first = context.replica_id_in_sync_group * tf.shape(batch)[0]
+        first = first_index(tf.shape(batch)[0])
         seed = draw_seed(self.seed, tf.cast(step, tf.int32), _fold(number))
         return view(batch, training=True, seed=seed, first=first)
 
@@ -195,6 +192,18 @@ def listed(one_or_several):
     """A list of what is one object or a list or tuple of several."""
     several = isinstance(one_or_several, (list, tuple))
     return list(one_or_several) if several else [one_or_several]
+
+
+def first_index(batch_size):
+    """Index in the global batch of this replica's first example.
+
+    Args:
+        batch_size: integer tensor, examples of this replica.
+    """
+    context = tf.distribute.get_replica_context()
+    if context.num_replicas_in_sync == 1:
+        return 0
+    return context.replica_id_in_sync_group * batch_size
 
 
 def draw_seed(seed, step, number):

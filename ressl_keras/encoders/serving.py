@@ -12,7 +12,7 @@ from ressl_keras.config import MAX_PIXELS
 from ressl_keras.data.decoding import DEFAULT, decode
 from ressl_keras.data.image_headers import pixel_count
 from ressl_keras.data.pipeline import center_crop
-from ressl_keras.errors import UsageError, naming_disk_errors
+from ressl_keras.errors import TEMPORARY, UsageError, naming_disk_errors
 from ressl_keras.run_folder import RunFolder, write_json
 
 _SERVING_API = "pip install --no-deps tensorflow-serving-api"
@@ -147,7 +147,7 @@ def save_saved_model(
         raise UsageError(f"Warm-up requests need the serving API: {_SERVING_API}")
     os.makedirs(folder, exist_ok=True)
     # A server that watches the folder ignores names that are no numbers.
-    temporary = tempfile.mkdtemp(prefix="writing-", dir=folder)
+    temporary = tempfile.mkdtemp(prefix=TEMPORARY, dir=folder)
     try:
         served = ServingModule(encoder, size, normalize, max_pixels, decoder)
         with naming_disk_errors(folder):

@@ -5,22 +5,12 @@ All functions are called in replica context; with one replica they do nothing.
 
 import tensorflow as tf
 
+from ressl_keras.augmentation.bundle import first_index
+
 
 def count():
     """Number of replicas."""
     return tf.distribute.get_replica_context().num_replicas_in_sync
-
-
-def first_index(batch_size):
-    """Index in the global batch of this replica's first example.
-
-    Args:
-        batch_size: integer tensor, examples of this replica.
-    """
-    context = tf.distribute.get_replica_context()
-    if context.num_replicas_in_sync == 1:
-        return 0
-    return context.replica_id_in_sync_group * batch_size
 
 
 def indices(batch_size):

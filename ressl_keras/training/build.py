@@ -10,7 +10,6 @@ from ressl_keras.augmentation import bundle
 from ressl_keras.augmentation.bundle import build_views
 from ressl_keras.augmentation.layers import View
 from ressl_keras.augmentation.statistics import statistics
-from ressl_keras.config import METHODS
 from ressl_keras.data.decoding import Decoder
 from ressl_keras.errors import UsageError
 from ressl_keras.method.networks import (
@@ -281,11 +280,6 @@ def choose_views(config, plan, own_views=(None, None)):
     if own_students is not None:
         students = bundle.listed(own_students)
     return own_teacher or teacher, students
-
-
-def teacher_view(config):
-    """The teacher's augmentation: the configured one, or the method's default."""
-    return config.teacher_view or METHODS[config.method]
 
 
 @contextlib.contextmanager

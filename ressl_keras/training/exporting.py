@@ -79,12 +79,12 @@ def export_encoder(
             workdir,
             size,
             {
-                "method": config.objective or config.method,
-                "backbone": config.backbone,
-                "dataset": folder.dataset_name(),
-                "steps": step,
-                "batch_size": config.batch_size,
-                "knn_top1": folder.last_metric("knn_top1") if judged else None,
+                **facts(
+                    config,
+                    folder.dataset_name(),
+                    step,
+                    folder.last_metric("knn_top1") if judged else None,
+                ),
                 "network": network,
                 "projector": with_projector,
             },
@@ -96,6 +96,18 @@ def export_encoder(
             max_pixels,
             decoder_of(config),
         )
+
+
+def facts(config, dataset_name, step, knn_top1):
+    """What `encoder.json` says of the run that an encoder comes from, a dict."""
+    return {
+        "method": config.objective or config.method,
+        "backbone": config.backbone,
+        "dataset": dataset_name,
+        "steps": step,
+        "batch_size": config.batch_size,
+        "knn_top1": knn_top1,
+    }
 
 
 def _image_size(folder, config):

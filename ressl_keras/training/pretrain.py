@@ -40,6 +40,7 @@ from ressl_keras.training.callbacks import (
     StopOnNaN,
     Throughput,
 )
+from ressl_keras.training.exporting import facts
 from ressl_keras.training.initial import preprocessing_of, start_from
 from ressl_keras.training.memory import check_memory
 from ressl_keras.training.precision import choose_precision
@@ -292,14 +293,12 @@ class _Run:
             self.model.backbone,
             self.folder.path,
             self.plan.image_size,
-            {
-                "method": self.config.objective or self.config.method,
-                "backbone": self.config.backbone,
-                "dataset": self.dataset.name,
-                "steps": int(self.model.step.numpy()),
-                "batch_size": self.config.batch_size,
-                "knn_top1": self.folder.last_metric("knn_top1"),
-            },
+            facts(
+                self.config,
+                self.dataset.name,
+                int(self.model.step.numpy()),
+                self.folder.last_metric("knn_top1"),
+            ),
             log=self.log,
             decoder=decoder_of(self.config),
         )
@@ -320,7 +319,7 @@ def _decided(config, strategy, log):
         bfloat16 = choose_precision(log) == "mixed_bfloat16"
         votes = distribution.gather(strategy, int(bfloat16))
         chosen["precision"] = "mixed_bfloat16" if all(votes) else "float32"
-    if config.init and config.init_preprocessing == "auto":
+    if config.init:
         chosen["init_preprocessing"] = preprocessing_of(config)
     return dataclasses.replace(config, **chosen)
 

@@ -9,7 +9,7 @@ from ressl_keras.data.images import StreamedImages
 from ressl_keras.data.pipeline import shuffled_indices, training_batches
 from ressl_keras.evaluation import pictures
 from ressl_keras.run_folder import RunFolder
-from ressl_keras.training.build import Plan, choose_views, teacher_view
+from ressl_keras.training.build import Plan, choose_views
 
 
 def preview(dataset, workdir, config, count=8, own_views=(None, None)):
@@ -50,7 +50,7 @@ def preview(dataset, workdir, config, count=8, own_views=(None, None)):
             views(batch, tf.constant(0)), [views.teacher, *views.students]
         )
     ]
-    names = [teacher_view(config)] + ["strong"] * len(views.students)
+    names = [config.named_teacher_view] + ["strong"] * len(views.students)
     originals = _first_images(images, config.seed, count)
     pictures.save(pictures.views_grid(originals, viewed, names), path)
     return path
