@@ -12,7 +12,7 @@ from ressl_keras import UsageError, views
 from ressl_keras.augmentation import image_ops
 from ressl_keras.data import pipeline, shapes
 from ressl_keras.data.datasets import load_dataset
-from ressl_keras.data.images import ArrayImages, StreamedImages
+from ressl_keras.data.images import ArrayImages
 
 
 def numbered(count):
@@ -257,31 +257,6 @@ def test_tfds_data_sets_are_read_with_their_labels(shared):
     assert (len(dataset.pretrain), len(dataset.test)) == (50000, 10000)
     assert dataset.class_names[3] == "cat" and dataset.pretrain.size == (32, 32)
     np.testing.assert_array_equal(np.bincount(dataset.test.labels), [1000] * 10)
-
-
-def test_tfds_data_sets_too_large_for_memory_are_streamed(shared):
-    tfds_dir = str(shared("tfds"))
-    images = load_dataset("cifar10", tfds_dir, memory_limit=10**6).pretrain
-    assert isinstance(images, StreamedImages)
-    images.shuffle_buffer = 64
-    batches = [
-        batch["student"].numpy()
-        for batch in pipeline.training_batches(images, 16, 0, 0, 3, size=32)
-    ]
-    assert batches[0].shape == (16, 32, 32, 3)
-    again = pipeline.training_batches(images, 16, 0, 2, 3, size=32)
-    np.testing.assert_array_equal(next(iter(again))["student"], batches[2])
-
-
-def test_workers_share_out_a_streamed_data_set(shared):
-    """Too few files here, so by record: no image is seen by two workers."""
-    images = load_dataset("cifar10", str(shared("tfds")), memory_limit=10**6).pretrain
-    images.shuffle_buffer = 64
-    seen = [
-        {image.numpy() for image in images.epoch(0, 0, worker, 2).take(300)}
-        for worker in range(2)
-    ]
-    assert len(seen[0]) == len(seen[1]) == 300 and not seen[0] & seen[1]
 
 
 def test_shapes_are_fixed_by_their_seed_and_balanced():

@@ -17,10 +17,9 @@ from conftest import ROOT
 from PIL import Image
 
 from ressl_keras.config import Config
-from ressl_keras.data import shapes
-from ressl_keras.data.datasets import Dataset
-from ressl_keras.data.decoding import Decoder
-from ressl_keras.data.images import ArrayImages, StreamedImages
+from ressl_keras.data import packing, shapes
+from ressl_keras.data.datasets import Dataset, load_dataset
+from ressl_keras.data.images import ArrayImages
 from ressl_keras.evaluation import protocols, report, report_images
 from ressl_keras.evaluation.protocols import Predictions
 from ressl_keras.run_folder import write_json
@@ -296,23 +295,14 @@ def test_a_handful_of_images_has_a_report(count, tmp_path):
     assert len(Page(path).images) == {1: 0, 2: 2 * 2, 5: 5 * 5 + 1}[count]
 
 
-class Streamed(StreamedImages):
-    """Records that come in one order, without a data set behind them."""
-
-    def __init__(self, pixels):
-        self.encoded = [tf.io.encode_png(image) for image in pixels]
-        self.decoder = Decoder()
-
-    def __len__(self):
-        return len(self.encoded)
-
-    def epoch(self, seed, epoch, worker=0, workers=1):
-        return tf.data.Dataset.from_tensor_slices(self.encoded)
-
-
-def test_images_too_many_for_memory_are_looked_at_from_the_first_on(tmp_path):
-    pixels, _ = shapes.render(20, seed=0, size=24)
-    dataset = Dataset("stream", Streamed(pixels))
+def test_images_that_are_left_in_shards_have_a_report(tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for number, pixels in enumerate(shapes.render(20, seed=0, size=24)[0]):
+        Image.fromarray(pixels).save(images / f"{number:02}.png")
+    folder = load_dataset("folder", str(images), memory_limit=0)
+    packing.pack(folder, str(images), str(tmp_path / "shards"))
+    dataset = load_dataset("packed", str(tmp_path / "shards"), memory_limit=0)
     preview(dataset, str(tmp_path), Config(image_size=16), count=3)
     path = report.write(
         str(tmp_path / "report.html"),

@@ -13,14 +13,16 @@ class DataOptions(ImageOptions):
     dataset: str | None = setting(
         None,
         "Images: 'shapes' (drawn, needs no files), 'folder' (a tree of images under "
-        "--data_dir), or the name of a TensorFlow Datasets image set. Default: folder "
-        "if --data_dir is given, else shapes.",
+        "--data_dir), 'packed' (shards that ressl-pack or WebDataset wrote there), or "
+        "the name of a TensorFlow Datasets image set. Default: folder if --data_dir is "
+        "given, else shapes.",
         group="Data",
         first=True,
     )
     data_dir: str | None = setting(
         None,
-        "The image folder, or the folder where TensorFlow Datasets keeps its data.",
+        "The folder of images or shards, or the folder where TensorFlow Datasets keeps "
+        "its data.",
         group="Data",
         first=True,
         path=True,
@@ -37,6 +39,14 @@ class DataOptions(ImageOptions):
     download: bool = setting(
         True, "Let TensorFlow Datasets download.", group="Data", resumable=True
     )
+    memory_gib: float = setting(
+        4.0,
+        "Sets of images up to this many GiB are kept in memory where possible; larger "
+        "ones are read from their files in every epoch.",
+        group="Data",
+        low=0,
+        high=2**20,
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -52,6 +62,7 @@ class DataOptions(ImageOptions):
             self.dataset,
             self.data_dir,
             self.download,
+            memory_limit=int(self.memory_gib * 2**30),
             labels=self.labels,
             exif_orientation=self.exif_orientation,
             value_range=self.value_range,

@@ -1,4 +1,4 @@
-"""Data sets: drawn shapes, folders of images, TensorFlow Datasets."""
+"""Data sets: drawn shapes, folders of images, shards, TensorFlow Datasets."""
 
 import dataclasses
 import os
@@ -11,18 +11,17 @@ from ressl_keras.data import checking, folders, shapes
 from ressl_keras.data import labels as labelling
 from ressl_keras.data.decoding import Decoder
 from ressl_keras.data.images import (
+    LARGEST_KEPT,
     ArrayImages,
     EncodedImages,
-    StreamedImages,
+    Subset,
     files_of,
     in_channels,
 )
 from ressl_keras.data.own import images_from
+from ressl_keras.data.packed import PackedImages, read_packed
+from ressl_keras.data.record_index import UNLABELLED, read_index
 from ressl_keras.errors import UsageError, closest, printable
-
-# Side in pixels of the largest images that are kept in memory decoded. Larger ones take
-# more memory than their files, and cropping them costs more than decoding a window.
-_LARGEST_KEPT = 128
 
 
 @dataclasses.dataclass
@@ -75,14 +74,15 @@ def load_dataset(
 
     Args:
         name: `shapes`, which is drawn and needs no files; `folder`, a tree of images;
-            or the name of a TFDS data set with images.
+            `packed`, shards that `ressl-pack` wrote or tar shards in WebDataset's
+            layout; or the name of a TFDS data set with images.
         data_dir: the folder, or where TFDS keeps its data.
         download: whether TFDS may download.
         check: for `folder`, whether to decode every image once, to find
             unreadable files before training. Small images of one
             size, of up to 128 pixels, are then kept in memory.
-        memory_limit: data sets above this many bytes are streamed, or read from their
-            files in every epoch.
+        memory_limit: sets above this many bytes are read from their files in every
+            epoch.
         log: called with a line of text: progress of the check, and what of a folder
             is ignored.
         labels: what says the classes of a folder's images: `folders`, its sub-folders;
@@ -106,8 +106,10 @@ def load_dataset(
         raise UsageError(f"--labels={labels} is for --dataset=folder only.")
     if name == "shapes":
         dataset = _draw_shapes(data_dir, channels)
+    elif name == "packed":
+        dataset = _load_packed(data_dir, memory_limit, decoder, log)
     else:
-        dataset = _load_tfds(name, data_dir, download, memory_limit, decoder)
+        dataset = _load_tfds(name, data_dir, download, memory_limit, decoder, log)
     if labels == labelling.NONE:
         dataset.train = dataset.test = None
         dataset.class_names = []
@@ -191,7 +193,7 @@ def _images_of(files, class_names, sizes, memory_limit, decoder):
     sources = list(map(os.fsencode, paths))
     encoded = EncodedImages(sources, labels, decoder=decoder)
     size, *others = {sizes.get(path) for path in paths}
-    if others or not size or max(size) > _LARGEST_KEPT:
+    if others or not size or max(size) > LARGEST_KEPT:
         return encoded
     if len(paths) * size[0] * size[1] * decoder.channels > memory_limit:
         return encoded
@@ -208,13 +210,37 @@ def _kept(encoded, size):
     return ArrayImages(pixels, encoded.labels)
 
 
-def _load_tfds(name, data_dir, download, memory_limit, decoder):
+def _load_packed(root, memory_limit, decoder, log):
+    found = read_packed(root, decoder, log)
+
+    def images(packed, size):
+        if size and len(packed) * np.prod(size) * decoder.channels <= memory_limit:
+            return _kept(packed, size)
+        return packed
+
+    dataset = Dataset(
+        f"packed {printable(os.path.basename(os.path.abspath(root)))}",
+        images(found.images, found.size),
+        class_names=list(map(printable, found.class_names)),
+        decoder=decoder,
+    )
+    if found.test is not None:
+        dataset.test = images(found.test, found.test_size)
+        labelled = np.flatnonzero(found.images.labels != UNLABELLED)
+        whole = len(labelled) == len(found.images)
+        dataset.train = (
+            dataset.pretrain if whole else Subset(dataset.pretrain, labelled)
+        )
+    return dataset
+
+
+def _load_tfds(name, data_dir, download, memory_limit, decoder, log):
     import tensorflow_datasets as tfds
 
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:
-        known = ["shapes", "folder", *tfds.list_builders()]
+        known = ["shapes", "folder", "packed", *tfds.list_builders()]
         raise UsageError(
             f"Unknown data set '{name}'. {closest(name, known)}"
         ) from error
@@ -227,12 +253,18 @@ def _load_tfds(name, data_dir, download, memory_limit, decoder):
         _download(builder)
     if "image" not in (builder.info.features or {}):
         raise UsageError(f"Data set {name} has no images.")
+    kind = builder.info.file_format
+    if kind is not None and kind.value != "tfrecord":
+        raise UsageError(
+            f"Data set {name} in {builder.data_path} is prepared as {kind.value}, "
+            "which is not read here; prepare it as tfrecord."
+        )
     splits = builder.info.splits
     train_split = "train" if "train" in splits else next(iter(splits))
     pretrain_split = "unlabelled" if "unlabelled" in splits else train_split
 
     def images(split):
-        return _tfds_images(builder, split, memory_limit, decoder)
+        return _tfds_images(builder, split, memory_limit, decoder, log)
 
     train = images(train_split)
     pretrain = train if pretrain_split == train_split else images(pretrain_split)
@@ -270,7 +302,7 @@ def _download(builder):
         ) from error
 
 
-def _tfds_images(builder, split, memory_limit, decoder):
+def _tfds_images(builder, split, memory_limit, decoder, log):
     import tensorflow_datasets as tfds
 
     info, features = builder.info.splits[split], builder.info.features
@@ -289,7 +321,7 @@ def _tfds_images(builder, split, memory_limit, decoder):
             start = end
         return ArrayImages(images, labels if has_labels else None)
     if info.num_bytes > memory_limit:
-        return StreamedImages(builder, split, decoder)
+        return _tfds_shards(builder, split, decoder, log)
     records = builder.as_dataset(
         split=split, decoders={"image": tfds.decode.SkipDecoding()}
     )
@@ -299,3 +331,13 @@ def _tfds_images(builder, split, memory_limit, decoder):
         if has_labels:
             labels.append(record["label"])
     return EncodedImages(encoded, labels if has_labels else None, True, decoder)
+
+
+def _tfds_shards(builder, split, decoder, log):
+    """The images of a split, left in its files."""
+    shape = builder.info.features["image"].shape
+    paths = list(map(os.fspath, builder.info.splits[split].filepaths))
+    index = read_index(paths, split, log)
+    if shape[0] is None or shape[0] != shape[1]:
+        return PackedImages(index, decoder)
+    return PackedImages(index, decoder, common_size=shape[0])

@@ -159,7 +159,7 @@ def _find_splits(root, log):
     found = {split: [] for split in _SPLITS}
     for name in folders:
         for split in found:
-            found[split] += [name] if _split_of(name) == split else []
+            found[split] += [name] if split_of(name) == split else []
     for names in found.values():
         if len(names) > 1:
             raise UsageError(
@@ -182,7 +182,8 @@ def _find_splits(root, log):
     return tuple(chosen[:2])
 
 
-def _split_of(name):
+def split_of(name):
+    """`train`, `test` or `validation` where that is what a name means, or None."""
     lowered = name.lower()
     return next((split for split, names in _SPLITS.items() if lowered in names), None)
 
@@ -194,7 +195,7 @@ def _with_classes(paths, folder, log):
     for path in sorted(path for path in paths if path.startswith(inside)):
         head, *rest = path[len(inside) :].split(os.sep)
         found.append((path, head if rest else ""))
-        if len(rest) > 1 and _split_of(rest[0]):
+        if len(rest) > 1 and split_of(rest[0]):
             inner.add(os.path.join(head, rest[0]))
     if inner:
         log(

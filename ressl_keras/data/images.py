@@ -1,4 +1,4 @@
-"""Sets of images: in memory, encoded, streamed, and parts of them."""
+"""Sets of images: in memory, encoded, and parts of them."""
 
 import numpy as np
 import tensorflow as tf
@@ -9,6 +9,9 @@ from ressl_keras.errors import UsageError
 
 # Side in pixels that images of different sizes are used at unless another is given.
 DEFAULT_SIZE = 224
+# Side in pixels of the largest images that are kept in memory decoded. Larger ones take
+# more memory than their files, and cropping them costs more than decoding a window.
+LARGEST_KEPT = 128
 
 
 class ArrayImages:
@@ -100,64 +103,11 @@ class EncodedImages:
         return decoding.decode(self.encoded(index), self.decoder)
 
 
-class StreamedImages:
-    """Records of a TFDS split too large for memory, read in shuffled file order.
-
-    Args:
-        builder: prepared `tfds.core.DatasetBuilder`.
-        split: name of the split.
-        decoder: `decoding.Decoder`.
-    """
-
-    same_size = False
-    common_size = DEFAULT_SIZE
-    labels = None
-    storage = "streamed"
-    shuffle_buffer = 16384
-
-    def __init__(self, builder, split, decoder=decoding.DEFAULT):
-        self.builder, self.split, self.decoder = builder, split, decoder
-
-    @property
-    def channels(self):
-        """Channels of the images."""
-        return self.decoder.channels
-
-    def __len__(self):
-        return self.builder.info.splits[self.split].num_examples
-
-    def epoch(self, seed, epoch, worker=0, workers=1):
-        """Encoded images of one epoch, in an order that (seed, epoch) fixes.
-
-        Several workers split the files, or the records if there are fewer files.
-        """
-        import tensorflow_datasets as tfds
-
-        files_seed = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
-        by_file = self.builder.info.splits[self.split].num_shards >= workers > 1
-        records = self.builder.as_dataset(
-            split=self.split,
-            shuffle_files=True,
-            decoders={"image": tfds.decode.SkipDecoding()},
-            read_config=tfds.ReadConfig(
-                shuffle_seed=files_seed,
-                shuffle_reshuffle_each_iteration=False,
-                input_context=tf.distribute.InputContext(workers, worker, workers)
-                if by_file
-                else None,
-            ),
-        )
-        if workers > 1 and not by_file:
-            records = records.shard(workers, worker)
-        encoded = records.map(lambda record: record["image"])
-        return encoded.shuffle(self.shuffle_buffer, seed=files_seed)
-
-
 class Subset:
     """Some of the images of a set, in a given order.
 
     Args:
-        images: `ArrayImages` or `EncodedImages`.
+        images: any set of images.
         indices: integer array [count] of indices into `images`.
     """
 

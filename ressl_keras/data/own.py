@@ -46,7 +46,7 @@ def images_from(
     ...     test=images_from(test, test_labels),
     ... )
     """
-    if hasattr(source, "read") or hasattr(source, "epoch"):
+    if hasattr(source, "read"):
         return source
     if not isinstance(source, tf.data.Dataset):
         pixels = _checked(np.asarray(source), channels)

@@ -9,7 +9,7 @@ import tensorflow as tf
 from ressl_keras.augmentation import bundle, image_ops
 from ressl_keras.augmentation.layers import RandomResizedCropAndFlip
 from ressl_keras.data.decoding import DEFAULT, decode_crops
-from ressl_keras.data.images import StreamedImages, files_of, spread_indices
+from ressl_keras.data.images import files_of, spread_indices
 
 
 def training_batches(
@@ -30,7 +30,7 @@ def training_batches(
     end is dropped, and the next epoch has another order.
 
     Args:
-        images: `ArrayImages`, `EncodedImages` or `StreamedImages`.
+        images: any set of images.
         batch_size: size of the global batch.
         seed: integer seed of the order.
         first_step: step to start at.
@@ -64,11 +64,7 @@ def training_batches(
         operations, decoder = geometric.operations, images.decoder
         return bundle.pack(read_crops(encoded, operations, draws, decoder))
 
-    if isinstance(images, StreamedImages):
-        per_epoch = len(images) // batch_size * share
-        encoded = _streamed(images, seed, per_epoch, share, *steps, worker, workers)
-    else:
-        encoded = indices.unbatch().map(images.encoded, tf.data.AUTOTUNE)
+    encoded = indices.unbatch().map(images.encoded, tf.data.AUTOTUNE)
     drawn = tf.data.Dataset.range(*steps).map(draws).unbatch()
     examples = tf.data.Dataset.zip(encoded, drawn).map(crop, tf.data.AUTOTUNE)
     batches = examples.batch(share, drop_remainder=True)
@@ -189,24 +185,11 @@ def read_crops(encoded, operations, draws, decoder=DEFAULT):
     return decode_crops(encoded, boxes, sizes, flips, decoder)
 
 
-def _streamed(images, seed, per_epoch, share, first_step, last_step, worker, workers):
-    """Encoded images of the steps; images of earlier steps are not decoded."""
-    first, last = first_step * share, last_step * share
-    encoded = None
-    for epoch in range(first // per_epoch, -(-last // per_epoch)):
-        start = epoch * per_epoch
-        # Workers' files can differ in length; the shorter begin again.
-        source = images.epoch(seed, epoch, worker, workers).repeat()
-        part = source.take(min(per_epoch, last - start)).skip(max(first - start, 0))
-        encoded = part if encoded is None else encoded.concatenate(part)
-    return encoded
-
-
 def evaluation_batches(images, size, batch_size=256, count=None):
     """Images in their order, each brought to size by `center_crop`.
 
     Args:
-        images: `ArrayImages` or `EncodedImages`.
+        images: any set of images.
         size: side of the result in pixels.
         batch_size: images per batch; the last may be smaller.
         count: take only so many, evenly spread over the set; None takes all.

@@ -6,6 +6,7 @@ import os
 import numpy as np
 
 from ressl_keras.data.images import ArrayImages, Subset, spread_indices
+from ressl_keras.data.packed import PackedImages
 from ressl_keras.encoders.embed import encode
 
 
@@ -15,7 +16,7 @@ def extract(encoder, images, count=None, batch_size=256, cache=None):
     Args:
         encoder: `keras.Model` from images in 0-255 [batch, size, size, 3] to features
             [batch, dim].
-        images: `ArrayImages` or `EncodedImages`.
+        images: any set of images.
         count: take only so many, evenly spread; None takes all.
         batch_size: images per batch.
         cache: folder that keeps features from call to call; None keeps none.
@@ -52,6 +53,8 @@ def _contents(images):
         yield from _contents(images.images)
     elif isinstance(images, ArrayImages):
         yield images.images.numpy().tobytes()
+    elif isinstance(images, PackedImages):
+        yield from images.contents()
     else:
         yield repr(images.decoder).encode()
         for source in images.sources.numpy():

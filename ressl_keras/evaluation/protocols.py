@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from ressl_keras.data.datasets import Dataset
-from ressl_keras.data.images import StreamedImages, stratified
+from ressl_keras.data.images import stratified
 from ressl_keras.encoders.encoder import is_frozen
 from ressl_keras.errors import UsageError, closest
 from ressl_keras.evaluation import classifiers, knn, neighbours
@@ -146,8 +146,6 @@ def _check(encoder, dataset, protocols, probe):
 def _draw_neighbours(encoder, dataset, picture, log):
     bank = dataset.train if dataset.labelled else dataset.pretrain
     queries = dataset.test if dataset.labelled else bank
-    if isinstance(bank, StreamedImages):
-        raise UsageError(f"{dataset.name} is too large to find neighbours in.")
     agreement = neighbours.picture(encoder, queries, bank, picture)
     log(f"neighbours drawn in {picture}")
     drawn = {"picture": os.path.basename(picture)}

@@ -8,9 +8,7 @@ from sklearn.manifold import TSNE
 from sklearn.metrics import confusion_matrix
 from threadpoolctl import threadpool_limits
 
-from ressl_keras.data.decoding import decode
-from ressl_keras.data.images import ArrayImages, StreamedImages, Subset, spread_indices
-from ressl_keras.data.pipeline import center_crop
+from ressl_keras.data.images import Subset, spread_indices
 from ressl_keras.encoders.embed import encode
 from ressl_keras.encoders.encoder import input_size
 from ressl_keras.evaluation import collapse, figures, neighbours, pictures
@@ -58,7 +56,7 @@ def look(encoder, dataset, predictions=None):
         bank = _Embedded(predictions.train, predictions.train_features, side)
     else:
         images = dataset.test if dataset.labelled else dataset.pretrain
-        images = _sample(images, encoder)
+        images = Subset(images, spread_indices(images, _MOST))
         side = input_size(encoder, images)
         features = encode(images, encoder, verbose=0)
         asked = bank = _Embedded(images, features, side)
@@ -73,17 +71,6 @@ def look(encoder, dataset, predictions=None):
         else None,
         "map": _map(some, class_names) if len(some.images) > 3 else None,
     }
-
-
-def _sample(images, encoder):
-    """Some of a set's images, which can be read at any index."""
-    if not isinstance(images, StreamedImages):
-        return Subset(images, spread_indices(images, _MOST))
-    side = input_size(encoder, images)
-    # Of a set too large for memory: the first images of an epoch.
-    read = images.epoch(0, 0).take(_MOST // 4).map(decode)
-    squares = read.map(lambda image: center_crop(image, side))
-    return ArrayImages(np.round(list(squares.as_numpy_iterator())).astype(np.uint8))
 
 
 def _health(features):

@@ -15,7 +15,6 @@ import tensorflow as tf
 from ressl_keras.config import Config
 from ressl_keras.data.checking import naming_unreadable
 from ressl_keras.data.datasets import Dataset, as_dataset
-from ressl_keras.data.images import StreamedImages
 from ressl_keras.data.pipeline import InputTimer, files_of_steps, training_batches
 from ressl_keras.encoders.export import save_all
 from ressl_keras.errors import UsageError
@@ -274,17 +273,16 @@ class _Run:
         if not self.first_step or not folder.has_views():
             preview(dataset, folder.path, self.config, own_views=self.own_views)
         shown = dataset.test if dataset.labelled else dataset.pretrain
-        if not isinstance(shown, StreamedImages):
-            monitors.append(
-                Dashboard(
-                    folder.tensorboard,
-                    self.encoder,
-                    shown,
-                    dataset.class_names,
-                    folder.views,
-                    *due,
-                )
+        monitors.append(
+            Dashboard(
+                folder.tensorboard,
+                self.encoder,
+                shown,
+                dataset.class_names,
+                folder.views,
+                *due,
             )
+        )
         return monitors
 
     def export(self):

@@ -4,8 +4,6 @@ import numpy as np
 import tensorflow as tf
 
 from ressl_keras.augmentation.bundle import ViewBundle
-from ressl_keras.data.decoding import decode
-from ressl_keras.data.images import StreamedImages
 from ressl_keras.data.pipeline import shuffled_indices, training_batches
 from ressl_keras.evaluation import pictures
 from ressl_keras.run_folder import RunFolder
@@ -64,10 +62,6 @@ def _pixels(normalised, view):
 
 def _first_images(images, seed, count):
     """The first images of the first batch, as they are."""
-    if isinstance(images, StreamedImages):
-        originals = images.epoch(seed, 0).take(count)
-        originals = originals.map(lambda encoded: decode(encoded, images.decoder))
-    else:
-        (indices,) = shuffled_indices(len(images), count, seed, 0, 1)
-        originals = tf.data.Dataset.from_tensor_slices(indices).map(images.read)
+    (indices,) = shuffled_indices(len(images), count, seed, 0, 1)
+    originals = tf.data.Dataset.from_tensor_slices(indices).map(images.read)
     return list(originals.as_numpy_iterator())

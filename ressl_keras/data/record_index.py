@@ -1,0 +1,264 @@
+"""Where the images of sharded files are: an index, built once and kept."""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import tarfile
+import time
+import uuid
+import zipfile
+import zlib
+
+import numpy as np
+import tensorflow as tf
+
+from ressl_keras.data.folders import SUFFIXES
+from ressl_keras.errors import TEMPORARY, UsageError, printable
+
+# Keys of the `tf.train.Example` of an image, as TensorFlow Datasets names them.
+IMAGE, LABEL = "image", "label"
+# The label of an image that has none.
+UNLABELLED = -1
+# Of a TFRecord: eight bytes of length and four of checksum before the data, and four
+# of checksum behind.
+_BEFORE, _BEHIND = 12, 4
+_TAR_BLOCK = 512
+_VERSION = 1
+_DAMAGES = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+
+
+@dataclasses.dataclass
+class RecordIndex:
+    """The place of every image in some shards, 24 bytes an image.
+
+    Attributes:
+        paths: list of the shards' paths.
+        shards: int32 array [count] of indices into `paths`.
+        offsets: int64 array [count], first byte of the encoded image in its shard.
+        lengths: int32 array [count], bytes of the encoded image.
+        labels: int64 array [count]; `UNLABELLED` for an image without a label.
+    """
+
+    paths: list
+    shards: np.ndarray
+    offsets: np.ndarray
+    lengths: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self):
+        return len(self.offsets)
+
+
+def read_index(paths, name, log=print, clock=time.monotonic, every=10.0):
+    """The index of some shards, from the file that an earlier call left, or built.
+
+    The file is valid for shards of the same names, sizes and times of change. It is
+    beside the shards, or in the user's cache folder where they cannot be written.
+
+    Args:
+        paths: list of paths of the shards in their order, all in one folder: TFRecord
+            files of `tf.train.Example`, or `.tar` files.
+        name: of the set of images, part of the file's name.
+        log: called with a line of text about the progress.
+        clock: function that returns seconds.
+        every: seconds between two lines of progress.
+
+    Returns:
+        A `RecordIndex`. Images are in the order of the shards and of their records.
+
+    Raises:
+        UsageError: if a shard cannot be read, is damaged, or holds something else.
+    """
+    identity = _identity(paths)
+    places = _places(os.path.dirname(paths[0]), name)
+    for place in places:
+        with contextlib.suppress(*_DAMAGES):
+            return _load(place, paths, identity)
+    index = _build(paths, log, clock, every)
+    for place in places:
+        with contextlib.suppress(OSError):
+            _save(place, index, identity)
+            break
+    return index
+
+
+def _identity(paths):
+    """A text that differs where the shards do."""
+    try:
+        found = [(os.path.basename(path), os.stat(path)) for path in paths]
+    except OSError as error:
+        raise UsageError(
+            f"The shard {printable(error.filename)} cannot be read: {error.strerror}."
+        ) from error
+    shards = [[name, status.st_size, status.st_mtime_ns] for name, status in found]
+    return json.dumps([_VERSION, shards])
+
+
+def _places(folder, name):
+    """Where an index may be, the first choice first."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    digest = hashlib.sha256(os.fsencode(os.path.abspath(folder))).hexdigest()[:16]
+    return [
+        os.path.join(folder, f"ressl-index-{name}.npz"),
+        os.path.join(cache, "ressl_keras", f"{digest}-{name}.npz"),
+    ]
+
+
+def _load(place, paths, identity):
+    """The index in a file.
+
+    Raises:
+        ValueError: if it is of other shards; what `_DAMAGES` names if it is damaged.
+    """
+    with np.load(place) as file:  # its checksums find every damaged byte
+        if str(file["identity"]) != identity:
+            raise ValueError("of other shards")
+        columns = [file[name] for name in ("shards", "offsets", "lengths", "labels")]
+    return RecordIndex(list(paths), *columns)
+
+
+def _save(place, index, identity):
+    """Writes an index aside and renames it; several workers may do so at once."""
+    folder, name = os.path.split(place)
+    os.makedirs(folder, exist_ok=True)
+    temporary = os.path.join(folder, f"{TEMPORARY}{uuid.uuid4().hex[:8]}-{name}")
+    columns = dataclasses.asdict(index)
+    del columns["paths"]
+    try:
+        np.savez(temporary, identity=np.array(identity), **columns)
+        os.replace(temporary, place)
+    finally:
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
+
+
+def _build(paths, log, clock, every):
+    """Reads all shards, several at a time."""
+    parts, said, images = [], clock(), 0
+    with concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
+        try:
+            for part in pool.map(_index_shard, paths):
+                parts.append(part)
+                images += len(part[0])
+                if clock() - said >= every:
+                    said = clock()
+                    log(
+                        f"Indexed {images:,} images in {len(parts):,} of "
+                        f"{len(paths):,} shards."
+                    )
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    counts = [len(offsets) for offsets, _, _ in parts]
+    columns = map(np.concatenate, zip(*parts))
+    shards = np.repeat(np.arange(len(paths), dtype=np.int32), counts)
+    return RecordIndex(list(paths), shards, *columns)
+
+
+def _index_shard(path):
+    """Offsets, lengths and labels of the images of one shard, three arrays."""
+    places = _places_in_tar if path.endswith(".tar") else _places_in_records
+    found = list(places(path))
+    offsets, lengths, labels = zip(*found) if found else ((), (), ())
+    return np.array(offsets, "int64"), np.array(lengths, "int32"), np.array(labels, int)
+
+
+def _places_in_records(path):
+    """Iterates over (offset, length, label) of a TFRecord file of examples."""
+    start = 0
+    with tf.device("CPU"):
+        # Checks the checksum of every record.
+        records = tf.data.TFRecordDataset(path, buffer_size=2**20).prefetch(16)
+    try:
+        for number, record in enumerate(records.as_numpy_iterator()):
+            offset, length, label = _parse_example(record, path, number)
+            yield start + _BEFORE + offset, length, label
+            start += _BEFORE + len(record) + _BEHIND
+    except (tf.errors.DataLossError, tf.errors.OutOfRangeError) as error:
+        raise _damaged(path, f"after byte {start:,}") from error
+    except tf.errors.OpError as error:
+        raise UsageError(
+            f"{printable(path)} cannot be read: {error.message}"
+        ) from error
+
+
+def _parse_example(record, path, number):
+    """Offset, length and label of the image in the bytes of a `tf.train.Example`."""
+    try:
+        features = tf.train.Example.FromString(record).features.feature
+        (image,) = features[IMAGE].bytes_list.value
+    except Exception as error:  # protobuf's own, which it does not make public
+        raise UsageError(
+            f"{printable(path)}: record {number} is no example with one '{IMAGE}'."
+        ) from error
+    labels = features[LABEL].int64_list.value
+    # The bytes stand in the record as they are. Wherever equal ones begin will do.
+    return record.index(image), len(image), labels[0] if labels else UNLABELLED
+
+
+def _places_in_tar(path):
+    """Iterates over (offset, length, label) of a tar file in WebDataset's layout.
+
+    Members with the same path up to the first dot of the name are one sample: an image,
+    and its label as a number in `.cls` or under `label` or `cls` in `.json`.
+    """
+    key = image = None
+    label = UNLABELLED
+    for member, data in _members(path):
+        folder, name = os.path.split(member.name)
+        stem, _, ending = name.partition(".")
+        ending = f".{ending.lower()}"
+        if (folder, stem) != key:
+            if image:
+                yield *image, label
+            key, image, label = (folder, stem), None, UNLABELLED
+        if ending in SUFFIXES and not image:
+            image = member.offset_data, member.size
+        elif ending in (".cls", ".json"):
+            label = _parse_label(data(), ending, f"{printable(path)}: {name}", label)
+    if image:
+        yield *image, label
+
+
+def _members(path):
+    """Iterates over the files of a tar file, each with a function to its bytes."""
+    try:
+        size = os.path.getsize(path)
+        with tarfile.open(path, "r:") as archive:
+            for member in archive:
+                if member.offset_data + member.size > size:
+                    raise tarfile.ReadError("unexpected end of data")
+                if member.isreg():
+                    yield member, lambda m=member: archive.extractfile(m).read()
+        with open(path, "rb") as file:
+            file.seek(-_TAR_BLOCK, os.SEEK_END)
+            if file.read().strip(b"\0"):
+                raise tarfile.ReadError("no end mark")
+    except tarfile.TarError as error:
+        raise _damaged(path, f"({error})") from error
+    except OSError as error:
+        raise UsageError(
+            f"{printable(path)} cannot be read: {error.strerror}."
+        ) from error
+
+
+def _parse_label(data, ending, what, before):
+    """The label in a file's bytes; of JSON without one, `before`."""
+    try:
+        if ending == ".cls":
+            return int(data)
+        facts = json.loads(data)
+        label = facts.get("label", facts.get("cls", before))
+        return int(label)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UsageError(f"{what} holds no class number.") from error
+
+
+def _damaged(path, where):
+    return UsageError(
+        f"The shard {printable(path)} is damaged or cut {where}. Copy, prepare or pack "
+        "it again."
+    )

@@ -1,0 +1,141 @@
+"""Data sets of TensorFlow Datasets that are left in their files."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+import tiny
+from tensorflow_datasets.core import download
+
+from ressl_keras import UsageError
+from ressl_keras.data import pipeline
+from ressl_keras.data.datasets import load_dataset
+from ressl_keras.evaluation import protocols
+
+NAMES = ["disc", "ring", "square"]
+
+
+class Photos(tfds.core.GeneratorBasedBuilder):
+    """Noise of several sizes, with a text beside it."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = [
+        tfds.core.BuilderConfig(name="labelled"),
+        tfds.core.BuilderConfig(name="hidden"),
+    ]
+
+    def _info(self):
+        features = {
+            "file_name": tfds.features.Text(),
+            "image": tfds.features.Image(encoding_format="jpeg"),
+            "label": tfds.features.ClassLabel(names=NAMES),
+        }
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict(features)
+        )
+
+    def _split_generators(self, manager):
+        return {"train": self._generate(40), "validation": self._generate(12)}
+
+    def _generate(self, count):
+        random = np.random.default_rng(count)
+        for number in range(count):
+            size = random.integers(10, 30, 2)
+            pixels = random.integers(0, 256, [*size, 3]).astype(np.uint8)
+            hidden = count == 12 and self.builder_config.name == "hidden"
+            label = -1 if hidden else number % 3
+            yield number, {"file_name": f"{number}", "image": pixels, "label": label}
+
+
+def prepare(folder, config, **options):
+    builder = tfds.builder(f"photos/{config}", data_dir=folder, **options)
+    three_files = download.DownloadConfig(num_shards=3)
+    builder.download_and_prepare(download_config=three_files)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return prepare(tmp_path_factory.mktemp("tfds"), "labelled")
+
+
+def load(folder, config="labelled"):
+    lines = []
+    dataset = load_dataset(
+        f"photos/{config}", folder, download=False, memory_limit=0, log=lines.append
+    )
+    return dataset
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_images_and_labels_are_those_of_tfds_in_its_order(split, folder):
+    """Its order of one file after the other."""
+    dataset = load(folder)
+    images = dataset.train if split == "train" else dataset.test
+    assert images.storage == "read from 3 shards"
+    assert dataset.class_names == NAMES and dataset.pretrain is dataset.train
+    records = tfds.load(
+        "photos/labelled",
+        split=split,
+        data_dir=folder,
+        read_config=tfds.ReadConfig(interleave_cycle_length=1),
+    )
+    records = list(records.as_numpy_iterator())
+    np.testing.assert_array_equal(
+        images.labels, [record["label"] for record in records]
+    )
+    read = tf.data.Dataset.range(len(images)).map(images.read)
+    for ours, record in zip(read.as_numpy_iterator(), records, strict=True):
+        np.testing.assert_array_equal(ours, record["image"])
+
+
+def test_each_epoch_shows_every_image_once_whoever_reads(folder, monkeypatch):
+    """Two workers of two epochs; a start in the middle of the second."""
+    images = load(folder).pretrain
+    shown = [
+        [
+            index
+            for step in pipeline.shuffled_indices(40, 8, 0, *steps, worker, workers)
+            for index in step.numpy()
+        ]
+        for worker, workers, steps in [(0, 2, (0, 5)), (1, 2, (0, 5)), (0, 1, (5, 10))]
+    ]
+    assert sorted(shown[0] + shown[1]) == sorted(shown[2]) == list(range(40))
+    whole = pipeline.training_batches(images, 8, 0, 5, 9, size=8)
+    late = pipeline.training_batches(images, 8, 0, 8, 9, size=8)
+    *_, last = whole
+    np.testing.assert_array_equal(next(iter(late))["student"], last["student"])
+
+
+def test_an_encoder_is_judged_on_them(folder, tmp_path):
+    encoder = tiny.build_backbone(input_shape=(8, 8, 3))
+    results = protocols.evaluate(
+        encoder,
+        load(folder),
+        ("knn", "neighbours"),
+        cache=str(tmp_path / "cache"),
+        picture=str(tmp_path / "neighbours.png"),
+    )
+    assert 0 <= results["knn"]["top1"] <= 100
+    assert (tmp_path / "neighbours.png").stat().st_size > 1000
+    assert len(list((tmp_path / "cache").iterdir())) == 4  # two sets, two encoders
+
+
+def test_hidden_labels_are_no_labels(tmp_path):
+    dataset = load(prepare(tmp_path, "hidden"), "hidden")
+    assert len(dataset.pretrain) == 40
+    assert not dataset.labelled and dataset.class_names == []
+
+
+def test_other_kinds_of_files_are_named(tmp_path):
+    folder = prepare(tmp_path, "labelled", file_format="array_record")
+    with pytest.raises(UsageError, match="prepared as array_record"):
+        load(folder)
+
+
+def test_images_of_one_size_are_used_at_it(shared):
+    images = load_dataset(
+        "cifar10", str(shared("tfds")), download=False, memory_limit=10**6
+    ).pretrain
+    assert (len(images), images.common_size) == (50000, 32)
+    np.testing.assert_array_equal(np.bincount(images.labels), [5000] * 10)
