@@ -28,9 +28,9 @@ SIZE = 32
 
 def measure(devices, backbone, width, batch_size, steps):
     """Prints seconds of a step, images from the pipeline on to the optimizer."""
-    from ressl_keras.training import distribution
+    from ressl_keras.devices import make_strategy
 
-    strategy = distribution.make_strategy("auto", devices)
+    strategy = make_strategy("auto", devices)
     import keras
     import numpy as np
 

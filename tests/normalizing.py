@@ -16,8 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from ressl_keras import SGD, ReSSL
-from ressl_keras.training import distribution
+from ressl_keras import SGD, ReSSL, devices
 
 
 def network(synchronized):
@@ -27,7 +26,7 @@ def network(synchronized):
 
 
 def main(images_path, results_path):
-    strategy = distribution.make_strategy("mirrored", 2)
+    strategy = devices.make_strategy("mirrored", 2)
     shares = np.split(np.load(images_path), 2)
     features = keras.Input([3])
     results = {}

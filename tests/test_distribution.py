@@ -20,13 +20,12 @@ import tensorflow as tf
 from conftest import ROOT
 from small_run import arrays
 
-from ressl_keras import UsageError
+from ressl_keras import UsageError, devices
 from ressl_keras.config import Config
 from ressl_keras.data import shapes
 from ressl_keras.data.datasets import Dataset
 from ressl_keras.data.images import ArrayImages
 from ressl_keras.run_folder import RunFolder
-from ressl_keras.training import distribution
 from ressl_keras.training.pretrain import pretrain
 
 PROGRAM = pathlib.Path(__file__).parent / "workers.py"
@@ -199,17 +198,17 @@ def test_a_lost_worker_stops_the_others_with_a_clear_line(tmp_path):
 def test_a_malformed_tf_config_is_one_clear_line(text, monkeypatch):
     monkeypatch.setenv("TF_CONFIG", text)
     with pytest.raises(UsageError, match="TF_CONFIG is not of the form"):
-        distribution.make_strategy("auto")
+        devices.make_strategy("auto")
 
 
 def test_what_is_not_there_is_refused(monkeypatch):
     monkeypatch.delenv("TF_CONFIG", raising=False)
     with pytest.raises(UsageError, match="needs TF_CONFIG"):
-        distribution.make_strategy("multi_worker")
+        devices.make_strategy("multi_worker")
     with pytest.raises(UsageError, match=r"--devices=2 .* --strategy=one_device"):
-        distribution.make_strategy("one_device", 2)
+        devices.make_strategy("one_device", 2)
     with pytest.raises(UsageError, match="Unknown strategy 'mirorred'"):
-        distribution.make_strategy("mirorred")
+        devices.make_strategy("mirorred")
 
 
 def test_a_batch_that_the_replicas_cannot_share_is_refused(tmp_path):

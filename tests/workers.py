@@ -13,11 +13,12 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import numpy as np
 import tiny
 
+from ressl_keras import devices
 from ressl_keras.config import Config
 from ressl_keras.data import shapes
 from ressl_keras.data.datasets import Dataset
 from ressl_keras.data.images import ArrayImages
-from ressl_keras.training import build, callbacks, checkpoints, distribution
+from ressl_keras.training import build, callbacks, checkpoints
 from ressl_keras.training.pretrain import pretrain
 
 STEPS = 20
@@ -34,17 +35,17 @@ def signal_at(step):
     callbacks.Throughput.on_train_batch_begin = on_train_batch_begin
 
 
-def main(folder, strategy_name, devices, stop):
+def main(folder, strategy_name, count, stop):
     """A run of STEPS steps, told to stop after `stop`."""
-    strategy = distribution.make_strategy(strategy_name, int(devices))
+    strategy = devices.make_strategy(strategy_name, int(count))
     build.build_backbone = tiny.build_backbone
-    models, fit = [], distribution.fit
+    models, fit = [], devices.fit
 
     def keeping_the_model(model, *arguments, **options):
         models.append(model)
         fit(model, *arguments, **options)
 
-    distribution.fit = keeping_the_model
+    devices.fit = keeping_the_model
     if int(stop) < STEPS:
         signal_at(int(stop))
     images = ArrayImages(*shapes.render(24 * STEPS, 0, size=8))
@@ -69,7 +70,7 @@ def main(folder, strategy_name, devices, stop):
     copies = strategy.experimental_local_results(models[0].queue._features.value)
     worker = os.environ.get("WORKER", "0")
     np.save(f"{folder}/queue-{worker}.npy", [copy.numpy() for copy in copies])
-    distribution.barrier(strategy)
+    devices.barrier(strategy)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import sys
 
 from ressl_keras import cli
 from ressl_keras.commands.data_options import DataOptions
+from ressl_keras.commands.device_options import DeviceOptions
 from ressl_keras.config import Config
 from ressl_keras.errors import printable
 from ressl_keras.run_folder import RunFolder, write_lines
@@ -22,28 +23,11 @@ from ressl_keras.settings import setting, settings_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainOptions(DataOptions, Config):
+class TrainOptions(DataOptions, DeviceOptions, Config):
     """What the command needs beside the settings of the training."""
 
     check_images: bool = setting(
         True, "Decode every image of a folder once before training.", group="Data"
-    )
-    strategy: str = setting(
-        "auto",
-        "Distribution. auto: the machines in TF_CONFIG, else all GPUs of this machine. "
-        "TF_CONFIG is TensorFlow's.",
-        group="Devices",
-        resumable=True,
-        choices=("auto", "one_device", "mirrored", "multi_worker"),
-    )
-    devices: int = setting(
-        0,
-        "GPUs to use; 0: all. Without a GPU: logical devices to split the CPU into, "
-        "for trying distribution.",
-        group="Devices",
-        resumable=True,
-        low=0,
-        high=1024,
     )
     workdir: str = setting(
         "runs/ressl",
@@ -101,9 +85,10 @@ def train(options):
 
 def run(options):
     """One run, from the data set to the report."""
+    from ressl_keras import devices
     from ressl_keras.data import checking
     from ressl_keras.evaluation import judgement
-    from ressl_keras.training import backbones, distribution
+    from ressl_keras.training import backbones
     from ressl_keras.training.memory import check_memory
     from ressl_keras.training.own import imported
     from ressl_keras.training.pretrain import pretrain
@@ -113,8 +98,8 @@ def run(options):
     if options.objective:
         imported(options.objective, "objective")
     # First of all: TensorFlow accepts no more devices once it has started.
-    strategy = distribution.make_strategy(options.strategy, options.devices)
-    chief = distribution.is_chief(strategy)
+    strategy = options.make_strategy()
+    chief = devices.is_chief(strategy)
     # Flushed, since a log file would otherwise show nothing for a long time.
     log = functools.partial(print, flush=True) if chief else lambda line: None
     folder = RunFolder(options.workdir)
@@ -141,7 +126,7 @@ def run(options):
         what = "evaluate it" if dataset.labelled else "see what it finds alike"
         log(f"The encoder is {encoder}. To {what}:")
         log(f"  {_evaluation_command(encoder, dataset, options)}")
-    distribution.barrier(strategy)  # the others wait for the chief
+    devices.barrier(strategy)  # the others wait for the chief
 
 
 def _list_skipped(skipped, folder, log):

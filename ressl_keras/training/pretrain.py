@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from ressl_keras import devices
 from ressl_keras.config import Config
 from ressl_keras.data.checking import naming_unreadable
 from ressl_keras.data.datasets import Dataset, as_dataset
@@ -21,7 +22,7 @@ from ressl_keras.errors import UsageError
 from ressl_keras.method.objectives import uses
 from ressl_keras.method.ressl import ReSSL
 from ressl_keras.run_folder import RunFolder
-from ressl_keras.training import checkpoints, distribution
+from ressl_keras.training import checkpoints
 from ressl_keras.training.backbones import keep_network, own_network
 from ressl_keras.training.build import (
     Plan,
@@ -34,6 +35,7 @@ from ressl_keras.training.build import (
 from ressl_keras.training.callbacks import (
     CollapseMonitor,
     KNNMonitor,
+    LazyCallbacks,
     MetricsTable,
     ResumedEpoch,
     StopOnNaN,
@@ -105,7 +107,7 @@ def pretrain(
     plan = make_plan(config, dataset.pretrain, strategy.num_replicas_in_sync)
     check_memory(config, plan.image_size)
     folder.prepare()
-    chief = distribution.is_chief(strategy)
+    chief = devices.is_chief(strategy)
     with folder.locked() if chief else contextlib.nullcontext():
         config = _decided(folder.resumed(config) or config, strategy, log)
         run = _Run(dataset, config, folder, plan, (teacher_view, student_view), log)
@@ -147,7 +149,7 @@ class _Run:
                 config, plan, compiled, self.own_views, network, objective
             )
             self.encoder = build_monitored_encoder(self.model, config, plan)
-        if distribution.is_chief(strategy):
+        if devices.is_chief(strategy):
             folder.remove_leftovers()
             folder.write_config(config)
             if network is not None and ":" not in config.backbone:
@@ -181,14 +183,20 @@ class _Run:
         for first, last in segments:
             steps = min(steps_per_epoch, last - first)
             epoch = first // steps_per_epoch
-            distribution.fit(
+            devices.fit(
                 self.model,
                 functools.partial(self.batches, timer, first, last),
                 strategy=strategy,
                 initial_epoch=epoch,
                 epochs=epoch + (last - first) // steps,
                 steps_per_epoch=steps,
-                callbacks=callbacks,
+                callbacks=LazyCallbacks(
+                    callbacks,
+                    model=self.model,
+                    epochs=epoch + (last - first) // steps,
+                    steps=steps,
+                    verbose=0,
+                ),
             )
 
     def naming_unreadable(self, strategy):
@@ -202,7 +210,7 @@ class _Run:
 
         def before():
             # On several machines a save needs all workers.
-            alone = not distribution.several_workers(strategy)
+            alone = not devices.several_workers(strategy)
             step = self.saving.save_and_release() if alone and self.saving else 0
             return f"Step {step} is saved." if step else ""
 
@@ -315,7 +323,7 @@ def _decided(config, strategy, log):
     chosen = {}
     if config.precision == "auto":
         bfloat16 = choose_precision(log) == "mixed_bfloat16"
-        votes = distribution.gather(strategy, int(bfloat16))
+        votes = devices.gather(strategy, int(bfloat16))
         chosen["precision"] = "mixed_bfloat16" if all(votes) else "float32"
     if config.init:
         chosen["init_preprocessing"] = preprocessing_of(config)
@@ -334,7 +342,7 @@ def _worth_compiling(replicas):
 def _restore(model, folder, strategy):
     """Step to resume from: that of the newest checkpoint, the same on all workers."""
     step = checkpoints.restore(model, folder.checkpoints)
-    steps = distribution.gather(strategy, step)
+    steps = devices.gather(strategy, step)
     if len(steps) > 1:
         raise UsageError(
             f"The workers would resume from different steps, {steps}; --workdir must "

@@ -1,4 +1,4 @@
-"""Devices of a run: one, all of a machine, or several machines; and `fit` on them."""
+"""Devices: one, all of a machine, or several machines; and `fit` on them."""
 
 import json
 import os
@@ -6,7 +6,6 @@ import os
 import tensorflow as tf
 
 from ressl_keras.errors import UsageError
-from ressl_keras.training.callbacks import LazyCallbacks
 
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker")
 
@@ -103,6 +102,25 @@ def is_chief(strategy):
     return strategy.cluster_resolver.task_id == 0
 
 
+def local_replicas(strategy):
+    """How many replicas this process has."""
+    return strategy.num_replicas_in_sync // max(len(_workers(strategy)), 1)
+
+
+def place(strategy):
+    """Number of this process among the workers, and how many there are."""
+    if not several_workers(strategy):
+        return 0, 1
+    return strategy.cluster_resolver.task_id, len(_workers(strategy))
+
+
+def _workers(strategy):
+    """Addresses of the workers; empty for a strategy of one process."""
+    if not several_workers(strategy):
+        return []
+    return strategy.cluster_resolver.cluster_spec().as_dict()["worker"]
+
+
 def gather(strategy, number):
     """The different numbers of all workers, after waiting for all of them.
 
@@ -152,8 +170,8 @@ def fit(
         initial_epoch: number of the first epoch.
         epochs: number of the epoch to end before.
         steps_per_epoch: steps of an epoch.
-        callbacks: list of Keras callbacks; on workers other than the chief none that
-            writes.
+        callbacks: `keras.callbacks.CallbackList` of the model; on workers other than
+            the chief none that writes.
     """
     if not several_workers(strategy):
         model.fit(
@@ -162,9 +180,7 @@ def fit(
             epochs=epochs,
             steps_per_epoch=steps_per_epoch,
             shuffle=False,  # the batches come in their order
-            callbacks=LazyCallbacks(
-                callbacks, model=model, epochs=epochs, steps=steps_per_epoch, verbose=0
-            ),
+            callbacks=callbacks,
             verbose=0,
         )
         return
@@ -194,22 +210,19 @@ def _fit_on_workers(model, batches, strategy, epochs, steps_per_epoch, callbacks
 
     together = model.steps_per_execution
     iterator = iter(strategy.distribute_datasets_from_function(share))
-    listeners = LazyCallbacks(
-        callbacks, model=model, epochs=epochs.stop, steps=steps_per_epoch
-    )
-    listeners.on_train_begin()
+    callbacks.on_train_begin()
     for epoch in epochs:
         model.reset_metrics()
-        listeners.on_epoch_begin(epoch)
+        callbacks.on_epoch_begin(epoch)
         for batch in range(0, steps_per_epoch, together):
-            listeners.on_train_batch_begin(batch)
+            callbacks.on_train_batch_begin(batch)
             execute(iterator)
             # Reading a metric involves all workers: once an epoch, not every step.
-            listeners.on_train_batch_end(batch + together - 1, {})
+            callbacks.on_train_batch_end(batch + together - 1, {})
         logs = model.get_metrics_result()
         logs["learning_rate"] = model.optimizer.learning_rate
-        listeners.on_epoch_end(epoch, logs)
-    listeners.on_train_end(logs)
+        callbacks.on_epoch_end(epoch, logs)
+    callbacks.on_train_end(logs)
 
 
 def _split_batches(dataset, parts):
