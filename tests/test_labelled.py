@@ -1,14 +1,26 @@
 """Shares of labels, and crops to learn from."""
 
+import os
+
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 from sklearn.model_selection import train_test_split
 
 from ressl_keras import UsageError
 from ressl_keras.data import pipeline
-from ressl_keras.data.images import ArrayImages, EncodedImages, stratified
+from ressl_keras.data.datasets import load_dataset
+from ressl_keras.data.images import (
+    ArrayImages,
+    EncodedImages,
+    Subset,
+    listed,
+    per_class,
+    stratified,
+)
 from ressl_keras.data.pipeline import labelled_crops
+from ressl_keras.evaluation_options import EvaluationOptions
 
 
 @pytest.fixture
@@ -53,6 +65,54 @@ def test_a_fraction_that_is_none_is_refused(images, fraction):
     assert stratified(images, 1.0) is images
 
 
+def test_so_many_of_every_class_are_chosen_by_the_seed(images):
+    few, more = per_class(images, 5), per_class(images, 20)
+    assert np.bincount(few.labels).tolist() == [5, 5, 5]
+    assert np.bincount(more.labels).tolist() == [20, 20, 7]
+    assert set(few.indices.numpy()) <= set(more.indices.numpy())
+    other = per_class(images, 5, seed=1)
+    assert set(few.indices.numpy()) != set(other.indices.numpy())
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_a_list_chooses_the_images_it_names(check, tmp_path):
+    """By base name; from files, and from files kept in memory."""
+    for number in range(12):
+        path = tmp_path / "train" / "ab"[number % 2] / f"image_{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(path)
+    dataset = load_dataset("folder", str(tmp_path / "train"), check=check)
+    images = dataset.train
+    assert isinstance(images, ArrayImages) == check
+    labelled = {5: "b", 4: "a", 9: "b", 2: "a", 11: "b", 0: "a"}
+    names = [f"somewhere/image_{n}.png" for n in labelled]
+    chosen, missing = listed(images, [*names, "image_77.png"])
+    batches = np.concatenate(list(pipeline.evaluation_batches(chosen, 8)))
+    found = {
+        int(pixels[0, 0, 0]): dataset.class_names[label]
+        for pixels, label in zip(batches, chosen.labels)
+    }
+    held_out = {os.path.basename(n) for n in missing} - {"image_77.png"}
+    assert found == {
+        n: name for n, name in labelled.items() if f"image_{n}.png" not in held_out
+    }
+    assert len(found) >= 4 and "image_77.png" in missing
+    again, _ = listed(Subset(images, np.arange(len(images))[::-1]), names)
+    assert len(again) == len(chosen)
+
+
+def test_a_list_for_images_without_names_is_refused(images):
+    with pytest.raises(UsageError, match="have no names"):
+        listed(images, ["image.png"])
+
+
+def test_only_one_choice_of_labels_can_be_made():
+    with pytest.raises(UsageError, match="only one of --label_fraction and"):
+        EvaluationOptions(label_fraction=0.1, labels_per_class=5)
+    with pytest.raises(UsageError, match="--labels_per_class and --label_list"):
+        EvaluationOptions(label_list="list.txt", labels_per_class=5)
+
+
 def test_crops_carry_the_labels_of_their_images(images):
     batches = list(labelled_crops(images, 100, 2, 3))
     assert len(batches) == 8
@@ -77,3 +137,24 @@ def test_images_of_several_sizes_are_cropped_one_by_one(random):
     images = EncodedImages(files, list(range(10)), in_memory=True)
     ((pixels, labels),) = labelled_crops(images, 10, 1, 6)
     np.testing.assert_allclose(pixels[:, 3, 3, 0], 10 * labels, atol=1e-3)
+
+
+@pytest.mark.parametrize("same_size", [True, False])
+def test_workers_share_the_crops_of_one(same_size, images, random):
+    """The parts of two workers are the halves of each batch, pixel by pixel."""
+    if not same_size:
+        files = [
+            tf.io.encode_png(random.integers(0, 256, [9, 8 + i % 3, 3], np.uint8))
+            for i in range(24)
+        ]
+        images = EncodedImages([f.numpy() for f in files], list(range(24)), True)
+    whole = list(labelled_crops(images, 8, 2, 4, seed=5))
+    for worker in range(2):
+        part = labelled_crops(images, 8, 2, 4, seed=5, worker=worker, workers=2)
+        for (pixels, labels), (own, own_labels) in zip(whole, part, strict=True):
+            half = slice(4 * worker, 4 * worker + 4)
+            np.testing.assert_array_equal(own, pixels[half])
+            np.testing.assert_array_equal(own_labels, labels[half])
+    rest = list(labelled_crops(images, 8, 2, 4, seed=5, first_epoch=1))
+    for (pixels, _), (again, _) in zip(whole[len(whole) // 2 :], rest, strict=True):
+        np.testing.assert_array_equal(pixels, again)

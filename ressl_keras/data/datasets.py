@@ -207,7 +207,9 @@ def _kept(encoded, size):
     decoded = indices.map(encoded.read, tf.data.AUTOTUNE)
     for index, image in enumerate(decoded.as_numpy_iterator()):
         pixels[index] = image
-    return ArrayImages(pixels, encoded.labels)
+    kept = ArrayImages(pixels, encoded.labels)
+    kept.names = files_of(encoded) or None
+    return kept
 
 
 def _load_packed(root, memory_limit, decoder, log):
@@ -325,12 +327,16 @@ def _tfds_images(builder, split, memory_limit, decoder, log):
     records = builder.as_dataset(
         split=split, decoders={"image": tfds.decode.SkipDecoding()}
     )
-    encoded, labels = [], []
+    encoded, labels, names = [], [], []
     for record in records.as_numpy_iterator():
         encoded.append(record["image"])
         if has_labels:
             labels.append(record["label"])
-    return EncodedImages(encoded, labels if has_labels else None, True, decoder)
+        if "file_name" in record:
+            names.append(record["file_name"])
+    images = EncodedImages(encoded, labels if has_labels else None, True, decoder)
+    images.names = names or None
+    return images
 
 
 def _tfds_shards(builder, split, decoder, log):

@@ -1,5 +1,7 @@
 """Sets of images: in memory, encoded, and parts of them."""
 
+import os
+
 import numpy as np
 import tensorflow as tf
 
@@ -23,6 +25,7 @@ class ArrayImages:
     """
 
     same_size = True
+    names = None  # of the files they were read from
 
     def __init__(self, images, labels=None):
         # On the host, so that a GPU is not filled with the data set. A tensor that a
@@ -73,6 +76,7 @@ class EncodedImages:
 
     same_size = False
     common_size = DEFAULT_SIZE
+    names = None  # of images in memory, the files they were read from
 
     def __init__(self, sources, labels=None, in_memory=False, decoder=decoding.DEFAULT):
         with tf.device("CPU"):
@@ -187,12 +191,70 @@ def stratified(images, fraction, seed=0):
         raise UsageError(f"The label fraction must lie in (0, 1]; got {fraction}.")
     if fraction == 1:
         return images
+    return _of_each_class(images, lambda count: max(round(fraction * count), 1), seed)
+
+
+def per_class(images, count, seed=0):
+    """So many images of every class, drawn at random, or all of a smaller class.
+
+    Args:
+        images: labelled images.
+        count: images of a class.
+        seed: integer seed of the draw. More images of one seed include fewer.
+
+    Returns:
+        A `Subset`.
+    """
+    return _of_each_class(images, lambda there: min(count, there), seed)
+
+
+def _of_each_class(images, share, seed):
+    """The first images of every class in a random order; `share` says how many."""
     order = np.random.default_rng(seed).permutation(len(images))
-    chosen = []
-    for label in np.unique(images.labels):
-        members = order[images.labels[order] == label]
-        chosen.append(members[: max(round(fraction * len(members)), 1)])
+    order = order[np.argsort(images.labels[order], kind="stable")]
+    _, starts, counts = np.unique(
+        images.labels[order], return_index=True, return_counts=True
+    )
+    chosen = [order[i : i + share(n)] for i, n in zip(starts, counts)]
     return Subset(images, np.sort(np.concatenate(chosen)))
+
+
+def listed(images, names):
+    """The images whose files a list names.
+
+    Args:
+        images: images with names: read from files, or with an attribute `names`.
+        names: base names of files, such as `n01440764_10074.JPEG`. Folders before
+            them are ignored.
+
+    Returns:
+        Tuple of a `Subset` in the order of the images, and the names not found, a list.
+
+    Raises:
+        UsageError: if the images have no names.
+    """
+    known = names_of(images)
+    if known is None:
+        raise UsageError(
+            "These images have no names; a list of files is for a folder of images, or "
+            "a TensorFlow Datasets set with a feature file_name."
+        )
+    wanted = {os.path.basename(name): None for name in names}
+    indices = [i for i, name in enumerate(known) if name in wanted]
+    found = {known[i] for i in indices}
+    missing = [name for name in wanted if name not in found]
+    return Subset(images, np.array(indices, np.int64)), missing
+
+
+def names_of(images):
+    """Base names of the files that images come from, a list; None without names."""
+    if isinstance(images, Subset):
+        names = names_of(images.images)
+        return names and [names[i] for i in images.indices.numpy()]
+    names = getattr(images, "names", None)
+    if names is None:
+        names = files_of(images) or None
+    return names and [os.path.basename(os.fsdecode(name)) for name in names]
 
 
 def spread_indices(images, count=None):

@@ -246,44 +246,63 @@ def center_crop(image, size):
     return tf.ensure_shape(square, [size, size, image.shape[-1]])
 
 
-def labelled_crops(images, batch_size, epochs, size, seed=0, scale=(0.2, 1.0)):
+def labelled_crops(
+    images,
+    batch_size,
+    epochs,
+    size,
+    seed=0,
+    scale=(0.2, 1.0),
+    first_epoch=0,
+    worker=0,
+    workers=1,
+):
     """Batches of random crops and flips with their labels, epoch after epoch.
 
     Args:
         images: labelled images.
-        batch_size: images per batch; what is left at the end of an epoch is dropped.
+        batch_size: images per global batch; what is left at the end of an epoch is
+            dropped.
         epochs: passes over the images, each in a different order.
         size: side of the crops in pixels.
         seed: integer seed of order, crops and flips.
         scale: smallest and largest share of an image's area.
+        first_epoch: passes that are left out at the start.
+        worker: number of this worker, from 0.
+        workers: how many workers share each global batch, in equal parts.
 
     Returns:
-        A `tf.data.Dataset` of float32 batches [batch_size, size, size, 3] in 0-255 and
-        int64 labels [batch_size].
+        A `tf.data.Dataset` of float32 batches [batch_size / workers, size, size, 3] in
+        0-255 and int64 labels [batch_size / workers].
     """
     labels = tf.constant(images.labels, tf.int64)
     crop = RandomResizedCropAndFlip(size, scale)
+    share = batch_size // workers
+    first = worker * share
 
     def read(step, indices):
         draw = tf.stack([tf.constant(seed, tf.int64), step])
         if images.same_size:
-            planes = crop(image_ops.to_planes(images.read(indices)), seed=draw)
-            batch = 255 * image_ops.to_pixels(planes)
+            planes = image_ops.to_planes(images.read(indices))
+            batch = 255 * image_ops.to_pixels(crop(planes, seed=draw, first=first))
         else:
-            draws = crop.draw(draw, batch_size)
+            draws = crop.draw(draw, share, first)
             batch = tf.map_fn(
                 lambda i: read_crops(
                     images.encoded(indices[i]), [crop], [draws[i]], images.decoder
                 )[0],
-                tf.range(batch_size),
+                tf.range(share),
                 fn_output_signature=tf.TensorSpec(
                     [size, size, images.channels], tf.uint8
                 ),
             )
             batch = tf.cast(batch, tf.float32)
+        batch = tf.ensure_shape(batch, [share, size, size, images.channels])
         return batch, tf.gather(labels, indices)
 
-    steps = epochs * (len(images) // batch_size)
-    indices = shuffled_indices(len(images), batch_size, seed, 0, steps)
-    batches = indices.enumerate().map(read, tf.data.AUTOTUNE)
+    steps_per_epoch = len(images) // batch_size
+    steps = first_epoch * steps_per_epoch, epochs * steps_per_epoch
+    indices = shuffled_indices(len(images), batch_size, seed, *steps, worker, workers)
+    numbers = tf.data.Dataset.range(*steps)
+    batches = tf.data.Dataset.zip(numbers, indices).map(read, tf.data.AUTOTUNE)
     return batches.prefetch(tf.data.AUTOTUNE)
