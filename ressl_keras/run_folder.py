@@ -271,6 +271,11 @@ class RunFolder:
         return float(numbers[-1]) if numbers else None
 
 
+def unfinished(output):
+    """Folder beside a result for what an interrupted evaluation goes on from."""
+    return f"{os.path.splitext(output)[0]}.unfinished"
+
+
 @contextlib.contextmanager
 def replacing(path):
     """Yields a temporary path whose file replaces `path` at the end.

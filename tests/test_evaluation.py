@@ -80,6 +80,29 @@ def test_every_protocol_is_judged_with_a_share_of_the_labels(
     assert (tmp_path / "neighbours.png").exists()
 
 
+def test_the_labels_are_those_of_a_list_or_so_many_of_a_class(
+    dataset, encoder, tmp_path
+):
+    dataset.train.names = [f"image_{i}.png" for i in range(400)]
+    path = tmp_path / "list.txt"
+    path.write_text("image_3.png\n\nfolder/image_7.png\nimage_x.png\n")
+    found, lines = protocols.Predictions(), []
+    quiet = {"predictions": found, "log": lines.append}
+    listed = protocols.evaluate(
+        encoder, dataset, ["knn"], label_list=str(path), **quiet
+    )
+    assert found.train.indices.numpy().tolist() == [3, 7]
+    assert listed["knn"]["label_list"] == "list.txt" and listed["knn"]["labels"] == 2
+    assert "2 labels, named by list.txt" in lines
+    assert any("1 of its files" in line and "image_x.png" in line for line in lines)
+    few = protocols.evaluate(encoder, dataset, ["knn"], labels_per_class=4, **quiet)
+    assert set(np.bincount(found.train.labels)) == {4}
+    assert few["knn"]["labels_per_class"] == 4
+    path.write_text("image_x.png\n")
+    with pytest.raises(UsageError, match=r"None of the files that list\.txt names"):
+        protocols.evaluate(encoder, dataset, ["knn"], label_list=str(path), **quiet)
+
+
 def test_a_saved_model_is_judged_without_an_untrained_twin(dataset, encoder, tmp_path):
     encoder.export(tmp_path / "model", verbose=False)
     frozen = load_encoder(str(tmp_path / "model"))

@@ -11,17 +11,20 @@ untrained.
 """
 
 import dataclasses
+import functools
 import os
 
 from ressl_keras import cli
 from ressl_keras.commands.data_options import DataOptions
+from ressl_keras.commands.device_options import DeviceOptions
 from ressl_keras.errors import UsageError
+from ressl_keras.evaluation_options import EvaluationOptions
 from ressl_keras.run_folder import RunFolder
 from ressl_keras.settings import setting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(DataOptions):
+class EvaluateOptions(DataOptions, DeviceOptions, EvaluationOptions):
     """Flags of the command."""
 
     encoder: str = setting(
@@ -40,53 +43,12 @@ class EvaluateOptions(DataOptions):
         group="Encoder",
         choices=("none", "tf", "torch", "caffe"),
     )
-    label_fraction: float = setting(
-        1.0,
-        "Share of the training labels used, the same for every class: 0.01 and 0.1 in "
-        "the semi-supervised protocol.",
-        group="Data",
-        first=True,
-        above=0,
-        high=1,
-    )
-    protocol: tuple[str, ...] = setting(
-        ("knn", "linear"),
-        "Any of knn, linear, finetune, and neighbours, which draws a picture.",
-        group="Protocol",
-        first=True,
-        choices=("knn", "linear", "finetune", "neighbours"),
-    )
-    probe: str = setting(
-        "fast",
-        "Linear probe: fast, on features extracted once, in seconds; or paper, on "
-        "random crops and flips for 100 epochs.",
-        group="Protocol",
-        first=True,
-        choices=("fast", "paper"),
-    )
-    finetune_epochs: int | None = setting(
-        None,
-        "Epochs of fine-tuning. Default: 10, or as many as make 1000 steps.",
-        group="Protocol",
-        low=1,
-        high=1000000,
-    )
-    seed: int = setting(
-        0,
-        "Seed of the untrained encoder, the choice of labels, and all learning.",
-        group="Protocol",
-        low=0,
-        high=2**31 - 1,
-    )
     output: str | None = setting(
         None,
         "JSON file to write. Default: evaluation.json beside the encoder.",
         group="Output",
         first=True,
         path=True,
-    )
-    feature_cache: str | None = setting(
-        None, "Folder that keeps extracted features for the next time.", group="Output"
     )
 
 
@@ -97,11 +59,17 @@ def main():
 
 def evaluate(options):
     """Judges an encoder as the options say."""
+    from ressl_keras import devices
     from ressl_keras.data import checking
     from ressl_keras.encoders import encoder as encoders
     from ressl_keras.evaluation import judgement
 
-    encoder = encoders.load_encoder(options.encoder, options.preprocessing)
+    # First of all: TensorFlow accepts no more devices once it has started.
+    strategy = options.make_strategy()
+    chief = devices.is_chief(strategy)
+    log = functools.partial(print, flush=True) if chief else lambda line: None
+    with strategy.scope():
+        encoder = encoders.load_encoder(options.encoder, options.preprocessing)
     title = options.encoder.rstrip("/")
     beside = encoders.is_frozen(encoder) or not os.path.isdir(title)
     folder = RunFolder(os.path.dirname(title) if beside else title)
@@ -109,22 +77,20 @@ def evaluate(options):
     if os.path.isdir(output) or not os.path.basename(output):
         raise UsageError(f"--output={output} is a folder; give a JSON file.")
     RunFolder(os.path.dirname(output) or ".").prepare()
-    dataset = options.load()
-    with checking.naming_unreadable(dataset.files):
+    dataset = options.load(log=log)
+    with checking.naming_unreadable(dataset.files, log):
         judgement.judge(
             encoder,
             dataset,
             output,
+            options,
+            strategy=strategy,
+            log=log,
             run=folder.path if folder.is_run() else None,
             title=title,
             command=cli.command_line(),
-            protocols=options.protocol,
-            label_fraction=options.label_fraction,
-            probe=options.probe,
-            finetune_epochs=options.finetune_epochs,
-            seed=options.seed,
-            cache=options.feature_cache,
         )
+    devices.barrier(strategy)  # the others wait for the chief
 
 
 if __name__ == "__main__":

@@ -118,11 +118,12 @@ def run(options):
                 log(f"The views are in {preview(dataset, folder.path, options)}.")
         return
     encoder = pretrain(dataset, folder.path, options, strategy=strategy, log=log)
+    with checking.naming_unreadable(dataset.files, log):
+        command = cli.command_line()
+        judgement.judge_run(
+            folder.path, dataset, options.evaluate, command, log, strategy
+        )
     if chief:
-        with checking.naming_unreadable(dataset.files, log):
-            judgement.judge_run(
-                folder.path, dataset, options.evaluate, cli.command_line(), log
-            )
         what = "evaluate it" if dataset.labelled else "see what it finds alike"
         log(f"The encoder is {encoder}. To {what}:")
         log(f"  {_evaluation_command(encoder, dataset, options)}")

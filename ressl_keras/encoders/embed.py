@@ -1,12 +1,15 @@
 """Embedding many images, in memory or into a file."""
 
+import collections
 import functools
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from ressl_keras import devices
 from ressl_keras.data.pipeline import evaluation_batches
 from ressl_keras.encoders.encoder import input_size
 from ressl_keras.errors import UsageError
@@ -70,73 +73,146 @@ def encode(
     """
     if path is not None and not str(path).endswith((".npy", ".tfrecord")):
         raise UsageError(f"{path} ends neither in .npy nor in .tfrecord.")
-    embeddings = _embeddings(images, encoder, batch_size, verbose)
+    parts = embeddings(images, encoder, batch_size)
+    parts = _counted(parts, len(images) if hasattr(images, "read") else None, verbose)
     if path is None:
-        found = list(embeddings)
+        found = list(parts)
         if not found:
             raise UsageError("There are no images to encode.")
         return np.concatenate(found)
-    write = _write_npy if str(path).endswith(".npy") else _write_tfrecord
+    write = write_npy if str(path).endswith(".npy") else _write_tfrecord
     with replacing(path) as temporary:
-        count = write(temporary, embeddings)
+        count = write(temporary, parts)
         if not count:
             raise UsageError("There are no images to encode.")
     return count
 
 
-def _embeddings(images, encoder, batch_size, verbose):
-    own = hasattr(images, "read")
-    total = len(images) if own else None
-    size = input_size(encoder, images) if own else None
+def embeddings(images, encoder, batch_size=256, strategy=None):
+    """Embeds images batch by batch, while the next ones are read and embedded.
+
+    Args:
+        images: what `batches_of` takes.
+        encoder: result of `load_encoder`.
+        batch_size: images per batch and device.
+        strategy: `tf.distribute.Strategy` whose replicas in this process share the
+            work; None takes one device. The encoder is best made in its scope.
+
+    Yields:
+        float32 arrays [rows, dim], in the order of the images.
+    """
+    replicas = devices.local_replicas(strategy) if strategy else 1
+    size = input_size(encoder, images) if hasattr(images, "read") else None
+
+    def launched():
+        forward = None
+        for batch in batches_of(images, size, batch_size * replicas):
+            if forward is None:
+                forward = _forward(
+                    encoder, batch.dtype, strategy if replicas > 1 else None
+                )
+            yield forward(batch)
+
+    for rows in _ahead(launched()):
+        yield rows.numpy()
+
+
+def _ahead(iterator, count=3):
+    """The same elements, of which the next few are made in a thread."""
+    with ThreadPoolExecutor(1) as thread:
+        waiting = collections.deque(
+            thread.submit(next, iterator, None) for _ in range(count)
+        )
+        while (element := waiting.popleft().result()) is not None:
+            waiting.append(thread.submit(next, iterator, None))
+            yield element
+
+
+def _counted(parts, total, verbose):
+    """The same arrays, with a progress bar."""
     progress = keras.utils.Progbar(total, verbose=verbose, unit_name="image")
-    count, forward = 0, None
-    for batch in batches_of(images, size, batch_size):
-        if forward is None:
-            forward = _forward(encoder, batch.dtype)
-        embeddings = forward(batch).numpy()
-        count += len(embeddings)
+    count = 0
+    for rows in parts:
+        count += len(rows)
         progress.update(count, finalize=False)
-        yield embeddings
+        yield rows
     if count:
         progress.update(count, finalize=True)
 
 
-@functools.lru_cache(maxsize=2)
-def _forward(encoder, dtype):
+@functools.lru_cache(maxsize=4)
+def _forward(encoder, dtype, strategy=None):
     """An encoder as a function that is traced once, for batches of any length.
 
     It is kept for the next call: TensorFlow never frees all of a traced function, and a
     run embeds images after every epoch.
     """
-    spec = tf.TensorSpec([None, *encoder.input_shape[1:]], dtype)
 
-    @tf.function(input_signature=[spec])
     def forward(images):
         images = tf.cast(images, encoder.inputs[0].dtype)
         return tf.cast(encoder(images, training=False), tf.float32)
 
-    return forward
+    if strategy is not None:
+        return _on_replicas(forward, strategy)
+    spec = tf.TensorSpec([None, *encoder.input_shape[1:]], dtype)
+    return tf.function(forward, input_signature=[spec])
 
 
-def _write_npy(path, parts):
-    """Streams rows into an array file, whose header is completed at the end."""
-    count, dim = 0, 0
+def _on_replicas(forward, strategy):
+    """The same function with each batch split over this process's replicas."""
+    replicas = devices.local_replicas(strategy)
+
+    @tf.function(reduce_retracing=True)
+    def run(shares):
+        return strategy.run(forward, args=(shares,))
+
+    def embed(batch):
+        share = -(-len(batch) // replicas)
+        missing = replicas * share - len(batch)
+        padded = tf.pad(batch, [[0, missing], *[[0, 0]] * (batch.shape.rank - 1)])
+        shares = tf.split(padded, replicas)
+        found = run(
+            strategy.experimental_distribute_values_from_function(
+                # Replicas of one process have consecutive numbers.
+                lambda context: shares[context.replica_id_in_sync_group % replicas]
+            )
+        )
+        found = strategy.experimental_local_results(found)
+        return tf.concat(found, axis=0)[: len(batch)]
+
+    return embed
+
+
+def write_npy(path, parts):
+    """Streams rows into an array file, whose header is completed at the end.
+
+    Args:
+        path: file to write.
+        parts: iterable of float arrays [rows, dim].
+
+    Returns:
+        Number of rows.
+    """
+    count, dim = 0, None
 
     def header(file):
         # NumPy pads the header, so that a longer first axis fits into it later.
+        shape = (count, dim or 0)
         np.lib.format.write_array_header_1_0(
-            file, {"descr": "<f4", "fortran_order": False, "shape": (count, dim)}
+            file, {"descr": "<f4", "fortran_order": False, "shape": shape}
         )
 
     with open(path, "wb") as file:
         for part in parts:
-            if not count:
+            if dim is None:
                 dim = part.shape[1]
                 header(file)
             count += len(part)
-            part.astype("<f4").tofile(file)
+            part.astype("<f4", copy=False).tofile(file)
         file.seek(0)
         header(file)
+        file.flush()
+        os.fsync(file.fileno())
     return count
 
 

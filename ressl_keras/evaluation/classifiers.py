@@ -1,14 +1,22 @@
 """Classifiers that evaluate an encoder: linear probes and fine-tuning."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import tensorflow as tf
 
-from ressl_keras.data.images import Subset, spread_indices
+from ressl_keras import devices
 from ressl_keras.data.pipeline import labelled_crops, shuffled_indices
-from ressl_keras.encoders.embed import batches_of, encode
 from ressl_keras.encoders.encoder import input_size, is_frozen
 from ressl_keras.errors import UsageError
+from ressl_keras.evaluation.features import (
+    ONE_DEVICE,
+    Resources,
+    fingerprint,
+    readable_features,
+)
+from ressl_keras.evaluation.keeping import Keeper
 from ressl_keras.evaluation.knn import accuracies
 
 
@@ -28,6 +36,8 @@ def linear_probe(
     Adam, large batches and cosine decay. It takes seconds where `online_linear_probe`,
     the paper's protocol, takes as long as a hundred passes over the images.
 
+    Of memory maps only a batch or a block of rows is read at a time.
+
     Args:
         train_features: float array [train, dim].
         train_labels: integer array [train].
@@ -41,9 +51,7 @@ def linear_probe(
     Returns:
         Dict of `top1` and `top5`, in per cent.
     """
-    mean, std = train_features.mean(0), train_features.std(0) + 1e-6
-    train_features = ((train_features - mean) / std).astype(np.float32)
-    test_features = ((test_features - mean) / std).astype(np.float32)
+    mean, std = moments(train_features)
     count, dim = train_features.shape
     batch_size = min(batch_size, count)
     steps = epochs * (count // batch_size)
@@ -51,18 +59,71 @@ def linear_probe(
     head = keras.Sequential(
         [keras.Input([dim]), keras.layers.Dense(classes, kernel_initializer="zeros")]
     )
-    features, labels = tf.constant(train_features), tf.constant(train_labels)
-    indices = shuffled_indices(count, batch_size, seed, 0, steps)
-    _train(
-        head,
-        indices.map(lambda i: (tf.gather(features, i), tf.gather(labels, i))),
+    head.compile(
         keras.optimizers.Adam(_cosine(learning_rate, steps)),
-        epochs,
-        steps_per_epoch=count // batch_size,
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        jit_compile=False,
         steps_per_execution=max(count // batch_size, 1),
     )
-    scores = head.predict(test_features, batch_size=4096, verbose=0)
-    return accuracies(scores, test_labels)
+    rows, labels = _standardised(train_features, mean, std), tf.constant(train_labels)
+    indices = shuffled_indices(count, batch_size, seed, 0, steps)
+    head.fit(
+        indices.map(lambda i: (rows(i), tf.gather(labels, i))).prefetch(2),
+        steps_per_epoch=count // batch_size,
+        epochs=epochs,
+        shuffle=False,
+        verbose=0,
+    )
+    scores = [
+        head.predict(_scaled(block, mean, std), batch_size=4096, verbose=0)
+        for block in blocks(test_features)
+    ]
+    return accuracies(np.concatenate(scores), test_labels)
+
+
+def blocks(rows, size=16384):
+    """The rows of an array or a memory map, a block at a time."""
+    return (rows[i : i + size] for i in range(0, len(rows), size))
+
+
+def moments(rows):
+    """Mean and standard deviation of each column, plus a little; one pass."""
+    if len(rows) <= 65536:
+        return rows.mean(0), rows.std(0) + 1e-6
+    # About the mean of the first rows, so that the squares lose no digits.
+    origin = rows[:16384].mean(0, dtype=np.float64)
+    total, squares = np.zeros_like(origin), np.zeros_like(origin)
+    for block in blocks(rows):
+        block = block - origin
+        total += block.sum(0)
+        squares += (block**2).sum(0)
+    mean = total / len(rows)
+    variance = np.maximum(squares / len(rows) - mean**2, 0)
+    mean, std = origin + mean, np.sqrt(variance)
+    return mean.astype(np.float32), std.astype(np.float32) + np.float32(1e-6)
+
+
+def _scaled(rows, mean, std):
+    return ((rows - mean) / std).astype(np.float32)
+
+
+def _standardised(features, mean, std):
+    """A function from indices to standardised rows, in a graph.
+
+    Of a memory map only the rows of a batch are read.
+    """
+    if not isinstance(features, np.memmap):
+        kept = tf.constant(_scaled(features, mean, std))
+        return lambda indices: tf.gather(kept, indices)
+
+    def read(indices):
+        return _scaled(features[indices], mean, std)
+
+    def rows(indices):
+        found = tf.numpy_function(read, [indices], tf.float32, stateful=False)
+        return tf.ensure_shape(found, [indices.shape[0], features.shape[1]])
+
+    return rows
 
 
 def online_linear_probe(
@@ -71,59 +132,53 @@ def online_linear_probe(
     test,
     epochs=100,
     batch_size=256,
-    learning_rate=0.1,
+    learning_rate=0.3,
     seed=0,
-    verbose=0,
+    resources=ONE_DEVICE,
+    name="linear",
 ):
     """Accuracy of a linear classifier on crops and flips, with the encoder frozen.
 
-    The paper's protocol: SGD with momentum, cosine decay, 100 epochs, no weight decay.
-    Features are standardised, by the statistics of some of the uncropped images, so
-    that one learning rate serves encoders of any scale.
+    The protocol of the paper's `linear_eval.py`: a layer that starts from normal draws
+    of deviation 0.01 and a bias of zero; SGD with momentum 0.9, no weight decay, cosine
+    decay; crops of 8 to 100 % of the area and flips; features as they are. Evaluated is
+    the last epoch, on central squares.
 
     Args:
         encoder: `keras.Model` from images in 0-255 to features [batch, dim].
         train: labelled images to learn from.
         test: labelled images to evaluate on.
         epochs: passes over the training images.
-        batch_size: images per step.
+        batch_size: images per step, on all devices together.
         learning_rate: for a batch of 256, scaled with the batch size; decays to zero.
-        seed: integer seed of order, crops and flips.
-        verbose: as in `keras.Model.fit`.
+        seed: integer seed of initialisation, order, crops and flips.
+        resources: `features.Resources`: devices, and where the state is kept.
+        name: names the state and the lines of progress.
 
     Returns:
-        Dict of `top1` and `top5`, in per cent.
+        Dict of `top1` and `top5`, in per cent; None on workers other than the chief.
     """
     size = input_size(encoder, train)
-    batch_size = min(batch_size, len(train))
-    steps_per_epoch = len(train) // batch_size
-    normalization = keras.layers.Normalization()
-    sample = Subset(train, spread_indices(train, 4096))
-    normalization.adapt(encode(sample, encoder, verbose=0))
-    classes = _class_count(train.labels, test.labels)
-    head = keras.Sequential(
-        [
-            keras.Input(encoder.output_shape[1:]),
-            normalization,
-            keras.layers.Dense(classes, kernel_initializer="zeros"),
-        ]
-    )
-
-    def features(images, labels):
-        return encoder(images, training=False), labels
-
-    batches = labelled_crops(train, batch_size, epochs, size, seed)
-    peak = learning_rate * batch_size / 256
-    _train(
-        head,
-        batches.map(features).prefetch(tf.data.AUTOTUNE),
-        keras.optimizers.SGD(_cosine(peak, epochs * steps_per_epoch), momentum=0.9),
-        epochs,
-        steps_per_epoch,
-        verbose=verbose,
-    )
-    scores = head.predict(encode(test, encoder, verbose=0), verbose=0)
-    return accuracies(scores, test.labels)
+    plan = _Plan(train, batch_size, epochs, size, seed, (0.08, 1.0), resources)
+    with resources.scope():
+        start = keras.initializers.RandomNormal(stddev=0.01, seed=seed)
+        head = keras.layers.Dense(
+            _class_count(train.labels, test.labels), kernel_initializer=start
+        )
+        frozen = keras.layers.Lambda(
+            # The closure keeps the encoder out of the model: it is not trained.
+            lambda images: tf.stop_gradient(encoder(images, training=False)),
+            output_shape=encoder.output_shape[1:],
+        )
+        images = keras.Input([size, size, train.channels])
+        probe = keras.Sequential([images, frozen, head])
+    plan.train(probe, learning_rate * plan.batch_size / 256, name, encoder)
+    features, test = readable_features(encoder, test, resources)
+    if features is None:
+        return None
+    kernel, bias = head.get_weights()
+    scores = [block @ kernel + bias for block in blocks(features)]
+    return accuracies(np.concatenate(scores), test.labels)
 
 
 def finetune(
@@ -134,12 +189,14 @@ def finetune(
     batch_size=64,
     learning_rate=0.05,
     seed=0,
-    verbose=0,
+    resources=ONE_DEVICE,
+    name="finetune",
 ):
     """Accuracy of a classifier that starts from an encoder's weights.
 
     A linear head is put on the encoder, and all weights are trained on random crops and
-    flips: SGD with momentum 0.9 and cosine decay.
+    flips: SGD with momentum 0.9 and cosine decay. On several devices a batch norm takes
+    the statistics of each device's part of the batch.
 
     Args:
         encoder: `keras.Model` from images in 0-255 to features [batch, dim]; its own
@@ -147,13 +204,14 @@ def finetune(
         train: labelled images to learn from.
         test: labelled images to evaluate on.
         epochs: passes over `train`; None takes 10, or as many as make 1000 steps.
-        batch_size: images per step.
+        batch_size: images per step, on all devices together.
         learning_rate: at the start; decays to zero.
         seed: integer seed of head, order, crops and flips.
-        verbose: as in `keras.Model.fit`.
+        resources: `features.Resources`: devices, and where the state is kept.
+        name: names the state and the lines of progress.
 
     Returns:
-        Dict of `top1` and `top5`, in per cent.
+        Dict of `top1` and `top5`, in per cent; None on workers other than the chief.
 
     Raises:
         UsageError: if the encoder is a SavedModel, which cannot be trained.
@@ -165,32 +223,91 @@ def finetune(
         )
     keras.utils.set_random_seed(seed)
     size = input_size(encoder, train)
-    batch_size = min(batch_size, len(train))
-    steps_per_epoch = len(train) // batch_size
-    epochs = epochs or max(10, -(-1000 // steps_per_epoch))
-    network = keras.models.clone_model(encoder)
-    network.set_weights(encoder.get_weights())
-    classes = _class_count(train.labels, test.labels)
-    classifier = keras.Sequential(
-        [
-            keras.Input([size, size, train.channels]),
-            network,
-            keras.layers.Dense(classes, name="head"),
-        ]
-    )
-    schedule = _cosine(learning_rate, epochs * steps_per_epoch)
-    _train(
-        classifier,
-        labelled_crops(train, batch_size, epochs, size, seed),
-        keras.optimizers.SGD(schedule, momentum=0.9),
-        epochs,
-        steps_per_epoch,
-        verbose=verbose,
-    )
-    scores = np.concatenate(
-        [classifier(batch, training=False) for batch in batches_of(test, size)]
-    )
-    return accuracies(scores, test.labels)
+    plan = _Plan(train, batch_size, epochs, size, seed, (0.2, 1.0), resources)
+    with resources.scope():
+        network = keras.models.clone_model(encoder)
+        network.set_weights(encoder.get_weights())
+        classes = _class_count(train.labels, test.labels)
+        classifier = keras.Sequential(
+            [
+                keras.Input([size, size, train.channels]),
+                network,
+                keras.layers.Dense(classes, name="head"),
+            ]
+        )
+    plan.train(classifier, learning_rate, name, encoder)
+    uncached = dataclasses.replace(resources, cache=None)
+    scores, test = readable_features(classifier, test, uncached)
+    return None if scores is None else accuracies(scores, test.labels)
+
+
+@dataclasses.dataclass
+class _Plan:
+    """The batches of a classifier's training and how it is carried out."""
+
+    train_images: object
+    batch_size: int
+    epochs: int | None
+    size: int
+    seed: int
+    scale: tuple
+    resources: Resources
+
+    def __post_init__(self):
+        strategy = self.resources.strategy
+        replicas = strategy.num_replicas_in_sync if strategy else 1
+        most = min(self.batch_size, len(self.train_images))
+        # In equal parts for the replicas.
+        self.batch_size = max(most // replicas, 1) * replicas
+        self.steps_per_epoch = len(self.train_images) // self.batch_size
+        if not self.steps_per_epoch:
+            raise UsageError(
+                f"{len(self.train_images)} labelled images are too few for {replicas} "
+                "devices; give --strategy=one_device."
+            )
+        self.epochs = self.epochs or max(10, -(-1000 // self.steps_per_epoch))
+
+    def train(self, classifier, learning_rate, name, encoder):
+        """Trains a classifier, or the rest of it where a state is kept."""
+        steps = self.epochs * self.steps_per_epoch
+        strategy = self.resources.strategy or tf.distribute.get_strategy()
+        with self.resources.scope():
+            optimizer = keras.optimizers.SGD(_cosine(learning_rate, steps), 0.9)
+            classifier.compile(
+                optimizer,
+                keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+                jit_compile=False,
+            )
+            optimizer.build(classifier.trainable_variables)
+        identity = f"{fingerprint(encoder, self.train_images)} {steps} {learning_rate} "
+        identity += f"{self.batch_size} {self.size} {self.seed} {self.scale}"
+        keeper = Keeper(name, identity, self.epochs, self.resources)
+        first = keeper.restore(classifier)
+        if first == self.epochs:
+            return
+
+        def batches(worker, workers):
+            return labelled_crops(
+                self.train_images,
+                self.batch_size,
+                self.epochs,
+                self.size,
+                self.seed,
+                self.scale,
+                first,
+                worker,
+                workers,
+            )
+
+        devices.fit(
+            classifier,
+            batches,
+            strategy=strategy,
+            initial_epoch=first,
+            epochs=self.epochs,
+            steps_per_epoch=self.steps_per_epoch,
+            callbacks=keras.callbacks.CallbackList([keeper], True, model=classifier),
+        )
 
 
 def _class_count(*labels):
@@ -200,28 +317,3 @@ def _class_count(*labels):
 
 def _cosine(learning_rate, steps):
     return keras.optimizers.schedules.CosineDecay(learning_rate, steps)
-
-
-def _train(
-    classifier,
-    batches,
-    optimizer,
-    epochs,
-    steps_per_epoch,
-    steps_per_execution=1,
-    verbose=0,
-):
-    """Trains a classifier on batches of (inputs, labels), in their order."""
-    classifier.compile(
-        optimizer,
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        jit_compile=False,
-        steps_per_execution=steps_per_execution,
-    )
-    classifier.fit(
-        batches,
-        steps_per_epoch=steps_per_epoch,
-        epochs=epochs,
-        shuffle=False,
-        verbose=verbose,
-    )

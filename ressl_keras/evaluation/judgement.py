@@ -1,52 +1,58 @@
 """Evaluate, write the result, print it and write the report: once for all commands."""
 
 import os
+import shutil
 
+import tensorflow as tf
+
+from ressl_keras import devices
 from ressl_keras.encoders.encoder import load_encoder
-from ressl_keras.evaluation import protocols as protocols_module
-from ressl_keras.evaluation import report
-from ressl_keras.run_folder import RunFolder, write_json
+from ressl_keras.evaluation import protocols, report
+from ressl_keras.evaluation.features import Resources
+from ressl_keras.evaluation_options import EvaluationOptions
+from ressl_keras.run_folder import RunFolder, unfinished, write_json
 
 
 def judge(
     encoder,
     dataset,
     output,
+    options=None,
     *,
-    run=None,
-    title=None,
-    command=None,
+    strategy=None,
     log=print,
-    **options,
+    **about,
 ):
     """Evaluates an encoder, writes the accuracies as JSON, and a report beside them.
 
+    What an interrupted evaluation goes on from is in a folder beside the JSON file; it
+    is removed at the end.
+
     Args:
-        encoder: result of `load_encoder`.
+        encoder: result of `load_encoder`, called in the scope of the strategy.
         dataset: `Dataset`.
         output: JSON file to write. `evaluation.json` has its report in `report.html`,
             any other file in a page of its own name.
-        run: work directory of the training, or None.
-        title: title of the report.
-        command: the command that repeats the evaluation, a string.
+        options: `EvaluationOptions`; None takes the defaults.
+        strategy: `tf.distribute.Strategy`, or None for one device. Each of several
+            workers makes the same call; the chief writes.
         log: called with a line of text.
-        **options: further arguments of `protocols.evaluate`.
+        **about: `run`, `title` and `command` of `report.write`.
 
     Returns:
         The accuracies, as of `protocols.evaluate`.
     """
     folder = RunFolder(os.path.dirname(output))
-    predictions = protocols_module.Predictions()
-    results = protocols_module.evaluate(
-        encoder,
-        dataset,
-        picture=folder.neighbours,
-        predictions=predictions,
-        log=log,
-        **options,
+    options = options or EvaluationOptions()
+    resources = Resources(strategy, options.feature_cache, unfinished(output), log)
+    predictions = protocols.Predictions()
+    results = protocols.run(
+        encoder, dataset, options, resources, predictions, folder.neighbours
     )
+    if not resources.chief:
+        return results
     write_json(output, results)
-    table = protocols_module.table(results)
+    table = protocols.table(results)
     log(f"{table}\nWritten to {output}." if table else f"Written to {output}.")
     page = folder.report
     if os.path.basename(output) != os.path.basename(folder.evaluation):
@@ -54,18 +60,17 @@ def judge(
     report.try_to_write(
         page,
         log,
-        title=title,
-        run=run,
         encoder=encoder,
         dataset=dataset,
         results=results,
         predictions=predictions,
-        command=command,
+        **about,
     )
+    shutil.rmtree(resources.work, ignore_errors=True)
     return results
 
 
-def judge_run(workdir, dataset, evaluated=True, command=None, log=print):
+def judge_run(workdir, dataset, evaluated=True, command=None, log=print, strategy=None):
     """Evaluates the encoder of a run where it can, and writes the run's report.
 
     Args:
@@ -75,24 +80,18 @@ def judge_run(workdir, dataset, evaluated=True, command=None, log=print):
             training.
         command: the command that repeats the run, a string.
         log: called with a line of text.
+        strategy: as in `judge`.
     """
-    folder = RunFolder(workdir)
-    encoder = load_encoder(folder.encoder) if evaluated else None
+    folder, encoder = RunFolder(workdir), None
+    strategy = strategy or tf.distribute.get_strategy()
+    if evaluated:
+        devices.barrier(strategy)  # the chief has written the encoder
+        with strategy.scope():
+            encoder = load_encoder(folder.encoder)
+    about = {"run": workdir, "command": command}
     if evaluated and dataset.labelled:
-        judge(
-            encoder,
-            dataset,
-            folder.evaluation,
-            run=workdir,
-            command=command,
-            log=log,
+        judge(encoder, dataset, folder.evaluation, strategy=strategy, log=log, **about)
+    elif devices.is_chief(strategy):
+        report.try_to_write(
+            folder.report, log, encoder=encoder, dataset=dataset, **about
         )
-        return
-    report.try_to_write(
-        folder.report,
-        log,
-        run=workdir,
-        encoder=encoder,
-        dataset=dataset,
-        command=command,
-    )

@@ -1,5 +1,7 @@
 """A picture of queries and their nearest neighbours."""
 
+import itertools
+
 import numpy as np
 from PIL import Image
 
@@ -9,13 +11,14 @@ from ressl_keras.encoders.encoder import input_size
 from ressl_keras.evaluation import pictures
 
 
-def nearest(queries, bank, count):
+def nearest(queries, bank, count, block=65536):
     """The nearest rows of a bank, by cosine similarity.
 
     Args:
         queries: float array [queries, dim].
-        bank: float array [rows, dim].
+        bank: float array [rows, dim]; may be a memory map, which is read once.
         count: number of neighbours.
+        block: rows compared at once; bounds the memory.
 
     Returns:
         Tuple of their indices, integer array [queries, count], nearest first, and of
@@ -25,9 +28,19 @@ def nearest(queries, bank, count):
     def unit(rows):
         return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
-    similarities = unit(queries) @ unit(bank).T
-    indices = np.argsort(-similarities, axis=1, kind="stable")[:, :count]
-    return indices, np.take_along_axis(similarities, indices, axis=1)
+    queries = unit(queries)
+    indices = np.zeros([len(queries), 0], np.int64)
+    similarities = np.zeros([len(queries), 0], queries.dtype)
+    for start in range(0, len(bank), block):
+        found = queries @ unit(bank[start : start + block]).T
+        own = np.broadcast_to(np.arange(start, start + found.shape[1]), found.shape)
+        # Of equally similar rows the earlier stay first.
+        indices = np.concatenate([indices, own], axis=1)
+        similarities = np.concatenate([similarities, found], axis=1)
+        order = np.argsort(-similarities, axis=1, kind="stable")[:, :count]
+        indices = np.take_along_axis(indices, order, axis=1)
+        similarities = np.take_along_axis(similarities, order, axis=1)
+    return indices, similarities
 
 
 def picture(encoder, queries, bank, path, rows=12, columns=8, scale=None, verbose=0):
@@ -98,5 +111,5 @@ def query_indices(images, count):
         return spread_indices(images, count)
     by_class = [np.flatnonzero(images.labels == c) for c in np.unique(images.labels)]
     turns = max(len(members) for members in by_class)
-    indices = [m[i] for i in range(turns) for m in by_class if i < len(m)]
-    return np.array(indices[:count])
+    indices = (m[i] for i in range(turns) for m in by_class if i < len(m))
+    return np.array(list(itertools.islice(indices, count)))

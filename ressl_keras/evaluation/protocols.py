@@ -4,23 +4,34 @@ All but the picture are run on the encoder and on the same encoder untrained: ra
 features are far above chance, and an accuracy alone says little.
 """
 
+import contextlib
 import dataclasses
 import os
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from ressl_keras.data.datasets import Dataset
-from ressl_keras.data.images import stratified
+from ressl_keras.data.images import (
+    Subset,
+    listed,
+    per_class,
+    spread_indices,
+    stratified,
+)
 from ressl_keras.encoders.encoder import is_frozen
-from ressl_keras.errors import UsageError, closest
+from ressl_keras.errors import UsageError, closest, printable
 from ressl_keras.evaluation import classifiers, knn, neighbours
-from ressl_keras.evaluation.features import extract
+from ressl_keras.evaluation.features import Resources, readable_features
+from ressl_keras.evaluation_options import PROBES, PROTOCOLS, EvaluationOptions
+from ressl_keras.run_folder import read_lines
 
-PROTOCOLS = ("knn", "linear", "finetune", "neighbours")
-PROBES = ("fast", "paper")
+# Images that the picture of neighbours looks among at most.
+_MOST_NEIGHBOURS = 50_000
 
 
 @dataclasses.dataclass
@@ -28,10 +39,10 @@ class Predictions:
     """What the protocols computed; what they did not need stays None.
 
     Attributes:
-        train: labelled images that were learned from.
-        test: labelled images that the encoder was judged on.
-        train_features: float32 array [train, dim].
-        test_features: float32 array [test, dim].
+        train: labelled images that were learned from, without unreadable ones.
+        test: labelled images that the encoder was judged on, likewise.
+        train_features: float32 array [train, dim], of a large set a memory map.
+        test_features: float32 array [test, dim], likewise.
         knn_classes: class of each test image by kNN, integer array [test].
     """
 
@@ -62,14 +73,12 @@ def evaluate(
     dataset: Dataset,
     protocols: Sequence[str] = ("knn", "linear"),
     *,
-    label_fraction: float = 1.0,
-    probe: str = "fast",
-    finetune_epochs: int | None = None,
-    seed: int = 0,
-    cache: str | None = None,
     picture: str = "neighbours.png",
     predictions: Predictions | None = None,
+    strategy: tf.distribute.Strategy | None = None,
+    work: str | None = None,
     log: Callable[[str], object] = print,
+    **settings: object,
 ) -> dict[str, dict]:
     """Judges an encoder, beside the same encoder untrained.
 
@@ -77,53 +86,72 @@ def evaluate(
         encoder: `keras.Model` from images in 0-255 to features [batch, dim].
         dataset: `Dataset`, labelled for all protocols but `neighbours`.
         protocols: any of `knn`, `linear`, `finetune` and `neighbours`.
-        label_fraction: share of the training labels used, the same for every class.
-        probe: how `linear` learns: `fast`, on features extracted once, or `paper`, on
-            crops and flips for 100 epochs.
-        finetune_epochs: epochs of `finetune`; see `classifiers.finetune`.
-        seed: integer seed of the choice of labels and of all learning.
-        cache: folder that keeps features from run to run; None keeps none.
         picture: PNG file that `neighbours` writes.
         predictions: `Predictions` that receives features and predicted classes.
+        strategy: `tf.distribute.Strategy` in whose scope the encoder was loaded; None
+            takes one device. Each of several workers makes the same call.
+        work: folder for what an interrupted evaluation goes on from, and for large
+            features; None takes a temporary one. Several workers must all see it.
         log: called with a line of text.
+        **settings: further fields of `EvaluationOptions`, such as `label_fraction`,
+            `probe`, `finetune_epochs`, `seed` and `feature_cache`.
 
     Returns:
         Dict from protocol to `top1`, `top5`, `untrained_top1` and `untrained_top5`, in
         per cent, the last two only if the network can be built again; `neighbours` has
         `agreement`, the share of drawn neighbours of the query's class (None without
-        labels). A label fraction below 1 is named beside them.
+        labels). Which labels were used is named beside them, unless all were. Empty
+        on workers other than the chief.
 
     Raises:
         UsageError: if the data set has no labels, a protocol is unknown, or the encoder
             cannot be trained but `finetune` is asked for.
     """
-    _check(encoder, dataset, protocols, probe)
-    judges = [protocol for protocol in protocols if protocol != "neighbours"]
-    results = {protocol: {} for protocol in protocols}
-    if "neighbours" in protocols:
-        results["neighbours"] = _draw_neighbours(encoder, dataset, picture, log)
-    if not judges:
-        return results
-    if label_fraction != 1:
-        chosen = stratified(dataset.train, label_fraction, seed)
-        dataset = dataclasses.replace(dataset, train=chosen)
-        log(f"{len(chosen)} labels, {100 * label_fraction:g} % of every class")
-        for protocol in judges:
-            results[protocol]["label_fraction"] = label_fraction
-    keras.utils.set_random_seed(seed)
+    _check(encoder, dataset, protocols, settings.get("probe", "fast"))
+    options = EvaluationOptions(protocol=tuple(protocols), **settings)
+    with contextlib.ExitStack() as stack:
+        if work is None:
+            # On Linux a memory map outlives its file.
+            work = stack.enter_context(tempfile.TemporaryDirectory())
+        resources = Resources(strategy, options.feature_cache, work, log)
+        return run(encoder, dataset, options, resources, predictions, picture)
+
+
+def run(encoder, dataset, options, resources, predictions=None, picture=None):
+    """What `evaluate` does, with `EvaluationOptions` and `features.Resources`."""
+    _check(encoder, dataset, options.protocol, options.probe)
+    results = {protocol: {} for protocol in options.protocol}
+    if "neighbours" in results and resources.chief:
+        results["neighbours"] = _draw_neighbours(
+            encoder, dataset, picture, resources.log
+        )
+    if set(results) - {"neighbours"}:
+        found = predictions or Predictions()
+        _run_judges(encoder, dataset, options, resources, found, results)
+    return results if resources.chief else {}
+
+
+def _run_judges(encoder, dataset, options, resources, predictions, results):
+    """Runs the protocols that have accuracies and puts these into the results."""
+    train, facts = _labelled(dataset.train, options, resources.log)
+    judges = [protocol for protocol in options.protocol if protocol != "neighbours"]
+    for protocol in judges:
+        results[protocol] |= facts
+    keras.utils.set_random_seed(options.seed)
+    with resources.scope():
+        other = untrained(encoder)
     for which, prefix, model, found in (
-        ("trained", "", encoder, predictions or Predictions()),
-        ("untrained", "untrained_", untrained(encoder), Predictions()),
+        ("trained", "", encoder, predictions),
+        ("untrained", "untrained_", other, Predictions()),
     ):
         if model is None:
-            log("The network cannot be built again: no untrained figures.")
+            resources.log("The network cannot be built again: no untrained figures.")
             continue
-        found.train, found.test = dataset.train, dataset.test
-        judge = _Judge(model, which, found, probe, finetune_epochs, seed, cache, log)
+        found.train, found.test = train, dataset.test
+        judge = _Judge(model, which, train, dataset.test, found, options, resources)
         for protocol in judges:
-            for name, value in judge.accuracy(protocol).items():
+            for name, value in (judge.accuracy(protocol) or {}).items():
                 results[protocol][prefix + name] = round(value, 2)
-    return results
 
 
 def _check(encoder, dataset, protocols, probe):
@@ -143,8 +171,45 @@ def _check(encoder, dataset, protocols, probe):
         )
 
 
+def _labelled(train, options, log):
+    """The labelled images that are used, and what the results say of them."""
+    if options.label_list:
+        try:
+            names = [line.strip() for line in read_lines(options.label_list)]
+        except OSError as error:
+            raise UsageError(
+                f"--label_list={options.label_list} cannot be read: {error.strerror}."
+            ) from error
+        chosen, missing = listed(train, filter(None, names))
+        name = os.path.basename(options.label_list)
+        if not len(chosen):
+            raise UsageError(
+                f"None of the files that {name} names is there to learn from."
+            )
+        log(f"{len(chosen):,} labels, named by {name}")
+        if missing:
+            log(
+                f"Warning: {len(missing):,} of its files are not among the images to "
+                f"learn from, such as {printable(missing[0])}."
+            )
+        return chosen, {"label_list": name, "labels": len(chosen)}
+    if options.labels_per_class:
+        chosen = per_class(train, options.labels_per_class, options.seed)
+        log(f"{len(chosen):,} labels, {options.labels_per_class:,} of every class")
+        return chosen, {"labels_per_class": options.labels_per_class}
+    if options.label_fraction != 1:
+        chosen = stratified(train, options.label_fraction, options.seed)
+        log(f"{len(chosen)} labels, {100 * options.label_fraction:g} % of every class")
+        return chosen, {"label_fraction": options.label_fraction}
+    return train, {}
+
+
 def _draw_neighbours(encoder, dataset, picture, log):
     bank = dataset.train if dataset.labelled else dataset.pretrain
+    whole = len(bank)
+    if whole > _MOST_NEIGHBOURS:
+        bank = Subset(bank, spread_indices(bank, _MOST_NEIGHBOURS))
+        log(f"neighbours are sought among {len(bank):,} of {whole:,} images")
     queries = dataset.test if dataset.labelled else bank
     agreement = neighbours.picture(encoder, queries, bank, picture)
     log(f"neighbours drawn in {picture}")
@@ -158,34 +223,42 @@ class _Judge:
 
     encoder: object
     which: str
+    train: object
+    test: object
     predictions: Predictions
-    probe: str
-    finetune_epochs: int | None
-    seed: int
-    cache: str | None
-    log: object
+    options: EvaluationOptions
+    resources: Resources
+    extracted: bool = False
 
     def accuracy(self, protocol):
-        """Top-1 and top-5 accuracy by a protocol."""
-        if protocol == "knn" or (protocol, self.probe) == ("linear", "fast"):
+        """Top-1 and top-5 accuracy by a protocol; None on workers but the chief."""
+        on_features = protocol == "knn" or (
+            (protocol, self.options.probe) == ("linear", "fast")
+        )
+        if on_features:
             self._extract()
+        if on_features and not self.resources.chief:
+            return None
         start = time.perf_counter()
         accuracy = getattr(self, f"_{protocol}")()
         self._took(f"{protocol} of the {self.which} encoder", start)
         return accuracy
 
     def _extract(self):
-        found = self.predictions
-        if found.test_features is None:
-            start = time.perf_counter()
-            found.train_features, _ = extract(
-                self.encoder, found.train, cache=self.cache
-            )
-            found.test_features, _ = extract(self.encoder, found.test, cache=self.cache)
-            self._took(f"features of the {self.which} encoder", start)
+        if self.extracted:
+            return
+        found, start = self.predictions, time.perf_counter()
+        found.train_features, found.train = readable_features(
+            self.encoder, self.train, self.resources
+        )
+        found.test_features, found.test = readable_features(
+            self.encoder, self.test, self.resources
+        )
+        self.extracted = True
+        self._took(f"features of the {self.which} encoder", start)
 
     def _took(self, what, start):
-        self.log(f"{what}: {time.perf_counter() - start:.1f} s")
+        self.resources.log(f"{what}: {time.perf_counter() - start:.1f} s")
 
     def _knn(self):
         found = self.predictions
@@ -196,23 +269,36 @@ class _Judge:
         return knn.accuracies(votes, found.test.labels)
 
     def _linear(self):
-        found = self.predictions
-        if self.probe == "paper":
+        found, options = self.predictions, self.options
+        if options.probe == "paper":
             return classifiers.online_linear_probe(
-                self.encoder, found.train, found.test, seed=self.seed
+                self.encoder,
+                self.train,
+                self.test,
+                options.probe_epochs,
+                options.probe_batch_size,
+                options.probe_learning_rate,
+                options.seed,
+                self.resources,
+                f"linear {self.which}",
             )
         return classifiers.linear_probe(
             found.train_features,
             found.train.labels,
             found.test_features,
             found.test.labels,
-            seed=self.seed,
+            seed=options.seed,
         )
 
     def _finetune(self):
-        found = self.predictions
         return classifiers.finetune(
-            self.encoder, found.train, found.test, self.finetune_epochs, seed=self.seed
+            self.encoder,
+            self.train,
+            self.test,
+            self.options.finetune_epochs,
+            seed=self.options.seed,
+            resources=self.resources,
+            name=f"finetune {self.which}",
         )
 
 
