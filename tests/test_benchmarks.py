@@ -12,6 +12,7 @@ SMALL = {
     "step": [*NETWORK, "--size=8", "--queue_size=16", "--rounds=1", "--steps=1"],
     "queue": ["--sizes=512,1024", "--dim=8", "--batch_size=8", "--repeats=1"],
     "knn": ["--features=500", "--queries=50", "--length=8", "--rounds=1"],
+    "judging": ["--features=2000", "--queries=50", "--length=8", "--classes=5"],
     "scaling": [*NETWORK, "--devices=1,2", "--rounds=1", "--steps=2"],
     "memory": [
         "--backbone=resnet10_small",
