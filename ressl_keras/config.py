@@ -329,11 +329,20 @@ class Config(ImageOptions):
     )
     checkpoint_every: int = setting(
         500,
-        "Steps between checkpoints.",
+        "Steps between checkpoints; 0: none by steps.",
         group="Output",
         resumable=True,
-        low=1,
+        low=0,
         high=10**9,
+    )
+    checkpoint_minutes: float = setting(
+        0.0,
+        "Minutes between checkpoints; 0: none by time. A run also saves at its end, "
+        "and when it is told to stop.",
+        group="Output",
+        resumable=True,
+        low=0,
+        high=1000000,
     )
     keep_checkpoints: int = setting(
         2, "Checkpoints to keep.", group="Output", resumable=True, low=1, high=1000

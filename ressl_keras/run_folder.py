@@ -287,7 +287,31 @@ def replacing(path):
         yield temporary
         if os.path.isdir(path):
             set_aside(path)
-        os.replace(temporary, path)
+        replace_on_disk(temporary, path)
+
+
+def replace_on_disk(temporary, path):
+    """Renames a complete file, and returns once file and name are on the disk.
+
+    A file that is renamed before its contents are on the disk can be empty after a
+    power cut, and the one that it replaced is gone.
+    """
+    _flush(temporary)
+    os.replace(temporary, path)
+    try:
+        _flush(os.path.dirname(path) or ".")
+    except OSError as error:
+        # Some network disks cannot flush a folder.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+
+
+def _flush(path):
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -1,8 +1,12 @@
 """Checkpoints and going on from them."""
 
+import concurrent.futures
+import errno
 import os
 import signal
+import threading
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -109,7 +113,7 @@ def run(folder, log=lambda line: None, callbacks=(), **settings):
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, light_backbone):
     folder = tmp_path_factory.mktemp("undisturbed")
-    run(folder)
+    run(folder, keep_checkpoints=9)
     return folder
 
 
@@ -172,3 +176,117 @@ def test_a_run_in_float16_counts_skipped_steps_and_resumes(tmp_path):
 def test_executions_that_do_not_fit_an_epoch_are_refused(tmp_path):
     with pytest.raises(UsageError, match=r"does not divide the 5 steps.*; 1 does"):
         run(tmp_path, steps_per_execution=3)
+
+
+def kept(folder):
+    return [step for step, _, _ in checkpoints.found(folder / "checkpoints")]
+
+
+class AtStep(keras.callbacks.Callback):
+    """Calls a function with each step that has ended."""
+
+    def __init__(self, action):
+        super().__init__()
+        self.action = action
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.action(int(self.model.step.numpy()))
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(
+    tmp_path, undisturbed, monkeypatch
+):
+    """What is written is the state of its step, though training went on. The next
+    checkpoint waits for it."""
+    may_write, seen, write = threading.Event(), {}, checkpoints.write
+
+    def slow(state, folder, step, keep):
+        assert may_write.wait(60)
+        return write(state, folder, step, keep)
+
+    def look(step):
+        seen[step] = kept(tmp_path)
+        if step == 5:
+            may_write.set()
+
+    monkeypatch.setattr(checkpoints, "write", slow)
+    run(tmp_path, keep_checkpoints=9, callbacks=[AtStep(look)])
+    assert [seen[step] for step in range(1, 6)] == [[]] * 5
+    assert 3 in seen[7]
+    assert kept(tmp_path) == kept(undisturbed) == [15, 12, 9, 6, 3]
+    paths = [
+        next((folder / "checkpoints").glob("step-000000003-*"))
+        for folder in (undisturbed, tmp_path)
+    ]
+    with h5py.File(paths[0]) as one, h5py.File(paths[1]) as other:
+        names = []
+        one.visit(names.append)
+        found = [name for name in names if isinstance(one[name], h5py.Dataset)]
+        assert len(found) > 20 and one["vars/step"][()] == other["vars/step"][()] == 3
+        for name in found:
+            np.testing.assert_allclose(one[name], other[name], atol=1e-6, err_msg=name)
+
+
+def test_a_run_that_stops_at_once_lets_the_thread_end(tmp_path):
+    def stop(step):
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, callbacks=[AtStep(stop)], checkpoint_every=2)
+    assert not [t for t in threading.enumerate() if "checkpoint" in t.name]
+    assert kept(tmp_path) == [2]
+
+
+def steps(model, saving, last, together=1, after=lambda step: None):
+    """Drives the callback through epochs of ten steps, as `fit` does."""
+    saving.set_model(model)
+    saving.on_train_begin()
+    for first in range(0, last, 10):
+        saving.on_epoch_begin(first // 10)
+        for batch in range(0, min(10, last - first), together):
+            model.step.assign_add(together)
+            after(int(model.step.numpy()))
+            saving.on_train_batch_end(batch + together - 1)
+        saving.on_epoch_end(first // 10)
+    saving.on_train_end()
+
+
+@pytest.mark.parametrize(
+    "together, every, expected",
+    [(1, 0, [15, 12, 8, 4]), (5, 0, [15, 10, 5]), (1, 6, [15, 12, 10, 6, 4])],
+)
+def test_checkpoints_by_time(tmp_path, model, together, every, expected):
+    """By a clock on which a step takes a minute, and by steps too."""
+    folder = tmp_path / "checkpoints"
+    saving = checkpoints.Checkpoints(
+        folder, every, 9, 10, minutes=4, clock=lambda: 60 * model.step.numpy()
+    )
+    steps(model, saving, 15, together)
+    assert kept(tmp_path) == expected
+
+
+@pytest.mark.parametrize("every, last", [(3, 4), (0, 15)])
+def test_a_failure_in_the_thread_is_raised(tmp_path, model, monkeypatch, every, last):
+    """At the next step, or at the end; nothing is left of the failed file."""
+    reached, flush = [], os.fsync
+
+    def full(descriptor):
+        if threading.current_thread() is threading.main_thread():
+            flush(descriptor)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def after(step):
+        reached.append(step)
+        if saving._writing:
+            concurrent.futures.wait([saving._writing])
+
+    saving = checkpoints.Checkpoints(tmp_path / "checkpoints", every, 9, 10)
+    with monkeypatch.context() as patch, pytest.raises(OSError) as caught:
+        patch.setattr(os, "fsync", full)
+        steps(model, saving, 15, after=after)
+    assert caught.value.errno == errno.ENOSPC
+    assert caught.value.filename.endswith("checkpoints/checkpoint.weights.h5")
+    assert max(reached) == last and os.listdir(tmp_path / "checkpoints") == []
+    saving.close()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

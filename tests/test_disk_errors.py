@@ -53,6 +53,36 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["report.html"]
 
 
+def test_contents_are_on_the_disk_before_the_name_and_the_name_too(
+    tmp_path, monkeypatch
+):
+    done, rename = [], os.replace
+
+    def flush(descriptor):
+        done.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+
+    def replace(source, target):
+        done.append("renamed")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(os, "replace", replace)
+    with replacing(tmp_path / "a.txt") as temporary, open(temporary, "w") as file:
+        file.write("new")
+    assert done == ["writing-a.txt", "renamed", tmp_path.name]
+
+
+def test_a_disk_that_cannot_flush_folders_will_do(tmp_path, monkeypatch):
+    def flush(descriptor):
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(os, "fsync", flush)
+    with replacing(tmp_path / "a.txt") as temporary, open(temporary, "w") as file:
+        file.write("new")
+    assert (tmp_path / "a.txt").read_text() == "new"
+
+
 def test_a_folder_in_the_place_of_a_file_is_set_aside(tmp_path):
     path = tmp_path / "report.html"
     path.mkdir()

@@ -4,21 +4,23 @@ Keras' ModelCheckpoint and BackupAndRestore write in place, verify nothing when 
 read, and restart an interrupted epoch. Here a file replaces nothing until it is
 complete, and its name holds its step and checksum. Batches and views are functions of
 (seed, step), so the step is enough to resume exactly.
+
+Training waits while the state is copied to memory; a thread writes the copy to disk.
 """
 
+import concurrent.futures
 import hashlib
-import math
 import os
 import re
 import signal
 import threading
+import time
 
 import numpy as np
-import tensorflow as tf
 
-from ressl_keras.errors import UsageError, disk_error, naming_disk_errors
-from ressl_keras.keras_private import keep_saving_cache
-from ressl_keras.run_folder import set_aside, writing_beside
+from ressl_keras.errors import UsageError, naming_disk_errors
+from ressl_keras.keras_private import weights_in_memory
+from ressl_keras.run_folder import replace_on_disk, set_aside, writing_beside
 from ressl_keras.training.callbacks import StepCallback
 
 _NAME = re.compile(r"step-(\d{9})-([0-9a-f]{16})\.weights\.h5")
@@ -55,38 +57,33 @@ def save(model, folder, step, keep=2):
     Returns:
         Path of the checkpoint.
     """
+    return write(weights_in_memory(model), folder, step, keep)
+
+
+def write(state, folder, step, keep):
+    """Writes a copied state as `save` does. It uses neither TensorFlow nor HDF5.
+
+    Args:
+        state: `weights_in_memory` of the model.
+        folder: folder to write into; made if absent.
+        step: step of the state.
+        keep: number of checkpoints to keep.
+
+    Returns:
+        Path of the checkpoint, which is on the disk.
+    """
     os.makedirs(folder, exist_ok=True)
+    digest = hashlib.sha256(state).hexdigest()[:16]
+    path = os.path.join(folder, f"step-{step:09d}-{digest}.weights.h5")
     unnamed = os.path.join(folder, "checkpoint.weights.h5")
     with naming_disk_errors(unnamed), writing_beside(unnamed) as temporary:
-        _reserve(temporary, model)
-        model.save_weights(temporary, overwrite=True)
-        keep_saving_cache()
-        name = f"step-{step:09d}-{checksum(temporary)}.weights.h5"
-        path = os.path.join(folder, name)
-        os.replace(temporary, path)
+        with open(temporary, "wb") as file:
+            file.write(state)
+        replace_on_disk(temporary, path)
     for _, _, old in found(folder)[keep:]:
         if old != path:
             os.remove(old)
     return path
-
-
-def _reserve(path, model):
-    """Checks that there is room for a checkpoint.
-
-    HDF5 does not survive a disk that is full when it closes a file.
-
-    Raises:
-        OSError: as writing would.
-    """
-    variables = [*model.variables, *model.optimizer.variables]
-    size = sum(math.prod(v.shape) * tf.as_dtype(v.dtype).size for v in variables)
-    size += 2**20 + 2**13 * len(variables)  # HDF5's own structures
-    with open(path, "wb") as file:
-        try:
-            os.posix_fallocate(file.fileno(), 0, size)
-        except OSError as error:
-            if disk_error(error):  # else the file system cannot tell
-                raise
 
 
 def last_step(folder):
@@ -155,7 +152,11 @@ class Stopped(Exception):
 
 
 class Checkpoints(StepCallback):
-    """Saves every few steps, at the end, and on SIGTERM and SIGINT.
+    """Saves by steps and by time, at the end, and on SIGTERM and SIGINT.
+
+    A thread writes while training goes on; one checkpoint at a time, so that there is
+    never more than one copy of the state. What it could not write is raised at the next
+    step, or at the end.
 
     SIGTERM and SIGINT let the current step finish, save it, and raise `Stopped`. It
     belongs after callbacks that write at the end of an epoch: a checkpoint of an
@@ -163,22 +164,27 @@ class Checkpoints(StepCallback):
 
     Args:
         folder: folder to write into.
-        every: steps between two checkpoints.
+        every: steps between two checkpoints; 0: none by steps.
         keep: number of checkpoints to keep.
         steps_per_epoch: steps of an epoch.
+        minutes: minutes between two checkpoints; 0: none by time.
+        clock: callable that returns the time in seconds.
     """
 
-    def __init__(self, folder, every, keep, steps_per_epoch):
+    def __init__(
+        self, folder, every, keep, steps_per_epoch, minutes=0, clock=time.monotonic
+    ):
         super().__init__()
         self.folder, self.every, self.keep = folder, every, keep
         self.steps_per_epoch = steps_per_epoch
-        self._saved = self._signal = None
+        self.minutes, self.clock = minutes, clock
+        self._saved = self._signal = self._writing = None
         self._handlers = {}
 
     def on_train_begin(self, logs=None):
         self.step = int(self.model.step.numpy())
         if self._saved is None:
-            self._saved = self.step
+            self._saved, self._saved_at = self.step, self.clock()
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._handlers[number] = signal.signal(number, self._on_signal)
@@ -194,6 +200,8 @@ class Checkpoints(StepCallback):
 
     def on_train_batch_end(self, batch, logs=None):
         super().on_train_batch_end(batch, logs)
+        if self._writing and self._writing.done():
+            self._finish_writing()
         if self.step % self.steps_per_epoch:
             self._save_if_due()
 
@@ -202,6 +210,7 @@ class Checkpoints(StepCallback):
 
     def on_train_end(self, logs=None):
         self._save()
+        self._finish_writing()
         self._stop_if_told()
         self._release()
 
@@ -216,13 +225,28 @@ class Checkpoints(StepCallback):
             return 0
         self.step = int(self.model.step.numpy())
         self._save()
+        self._finish_writing()
         return self.step
 
+    def close(self):
+        """Lets a write under way end, whatever ended the run, and frees the signals."""
+        self._release()
+        if self._writing:
+            concurrent.futures.wait([self._writing])
+
     def _save_if_due(self):
-        # Not every step is seen where an execution runs several.
-        if self.step // self.every > self._saved // self.every or self._signal:
+        if self._signal or self._is_due():
             self._save()
+        if self._signal:
+            self._finish_writing()
         self._stop_if_told()
+
+    def _is_due(self):
+        # Not every step is seen where an execution runs several.
+        if self.every and self.step // self.every > self._saved // self.every:
+            return True
+        seconds = self.clock() - self._saved_at
+        return self.minutes > 0 and seconds >= 60 * self.minutes
 
     def _stop_if_told(self):
         if self._signal:
@@ -231,6 +255,23 @@ class Checkpoints(StepCallback):
 
     def _save(self):
         if self._saved != self.step:
+            self._finish_writing()
             check_finite(self.model)
-            save(self.model, self.folder, self.step, self.keep)
-            self._saved = self.step
+            state = weights_in_memory(self.model)
+            self._writing = _in_thread(write, state, self.folder, self.step, self.keep)
+            self._saved, self._saved_at = self.step, self.clock()
+
+    def _finish_writing(self):
+        """Waits for the thread, and raises what it raised."""
+        writing, self._writing = self._writing, None
+        if writing:
+            writing.result()
+
+
+def _in_thread(function, *arguments):
+    """Starts a function in a thread that ends with it; returns its future."""
+    executor = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
+    try:
+        return executor.submit(function, *arguments)
+    finally:
+        executor.shutdown(wait=False)

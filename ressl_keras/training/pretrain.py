@@ -175,7 +175,11 @@ class _Run:
         timer = InputTimer() if alone and InputTimer.possible() else None
         with self.naming_unreadable(strategy):
             callbacks = self.callbacks(timer, chief, verbose, callbacks)
-            self.fit(segments, timer, callbacks, strategy)
+            try:
+                self.fit(segments, timer, callbacks, strategy)
+            finally:
+                if self.saving:
+                    self.saving.close()
 
     def fit(self, segments, timer, callbacks, strategy):
         """Trains from segment to segment."""
@@ -248,6 +252,7 @@ class _Run:
             config.checkpoint_every,
             config.keep_checkpoints,
             plan.steps_per_epoch,
+            config.checkpoint_minutes,
         )
         return [
             *found,
