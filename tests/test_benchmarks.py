@@ -22,9 +22,18 @@ SMALL = {
         "--hidden_dim=8",
         "--embedding_dim=8",
     ],
+    "saving": [
+        "--backbone=resnet10_small",
+        "--size=8",
+        "--queue_size=16",
+        "--hidden_dim=8",
+        "--embedding_dim=8",
+        "--rounds=1",
+    ],
     "views": ["--rounds=1", "--cores=1", "--small_batch=4", "--large_batch=2"],
 }
-# The others start TensorFlow several times over, or compile much.
+# The others start TensorFlow several times over, or compile much. test_stand_in has
+# the stand-in for ImageNet.
 QUICK = ("knn",)
 
 
