@@ -24,7 +24,7 @@ from ressl_keras import (
 from ressl_keras.data import shapes
 from ressl_keras.data.images import ArrayImages
 from ressl_keras.data.pipeline import training_batches
-from ressl_keras.encoders.encoder import build_encoder
+from ressl_keras.encoders.building import build_encoder
 from ressl_keras.evaluation import pictures
 from ressl_keras.evaluation.classifiers import finetune
 from ressl_keras.evaluation.features import extract

@@ -35,6 +35,7 @@ _MODULES = {
     "load_encoder": "encoders.encoder",
     "losses": "method.losses",
     "pretrain": "training.pretrain",
+    "read_image": "data.reading",
     "strong_view": "augmentation.views",
     "views": "augmentation.views",
     "warmup_cosine": "method.optimizers",

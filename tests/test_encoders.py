@@ -13,13 +13,16 @@ from conftest import ROOT
 from ressl_keras import UsageError, build_backbone, build_projector, views
 from ressl_keras.data.images import ArrayImages
 from ressl_keras.encoders import embed
+from ressl_keras.encoders.building import build_encoder
 from ressl_keras.encoders.encoder import (
-    build_encoder,
     describe,
+    input_size,
     is_frozen,
     load_encoder,
     save_encoder,
 )
+from ressl_keras.encoders.serving import save_saved_model
+from ressl_keras.evaluation.protocols import untrained
 
 
 @pytest.fixture
@@ -55,6 +58,73 @@ def test_height_and_width_can_be_left_open(name, random):
     images = random.uniform(0, 255, [2, 64, 64, 3])
     np.testing.assert_allclose(free(images), fixed(images), atol=1e-5)
     assert free(images[:, :50, :33]).shape == (2, fixed.output_shape[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "strides", "dims"),
+    [
+        ("resnet10_small", (1, 2, 4, 8), (64, 128, 256, 512)),
+        ("resnet50", (4, 8, 16, 32), (256, 512, 1024, 2048)),
+        # After the first convolution of the next block, as detectors take them.
+        ("EfficientNetB0", (4, 8, 16, 32), (144, 240, 672, 1280)),
+    ],
+)
+def test_the_last_maps_of_four_resolutions_are_named(name, strides, dims, random):
+    encoder = build_encoder(build_backbone(name, (32, 32, 3)), any_size=True)
+    outputs = [encoder.get_layer(f"stage{n}").output for n in (1, 2, 3, 4)]
+    images = random.uniform(0, 255, [1, 64, 96, 3])
+    maps = keras.Model(encoder.input, outputs)(images)
+    for stride, dim, found in zip(strides, dims, maps):
+        assert found.shape == (1, 64 // stride, 96 // stride, dim)
+    # The features are the mean of the last.
+    np.testing.assert_allclose(
+        encoder(images), np.mean(maps[-1], (1, 2)), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_a_network_of_three_resolutions_has_no_stages():
+    x = images = keras.Input([32, 32, 3])
+    for _ in range(2):
+        x = keras.layers.Conv2D(4, 3, 2, "same")(x)
+    backbone = keras.Model(images, keras.layers.GlobalAveragePooling2D()(x))
+    encoder = build_encoder(backbone, any_size=True)
+    assert encoder.input_shape == (None, None, None, 3)
+    assert not [layer.name for layer in encoder.layers if "stage" in layer.name]
+
+
+def test_a_file_of_open_size_knows_which_it_was_trained_on(backbone, images, tmp_path):
+    encoder = build_encoder(backbone, any_size=True)
+    path = save_encoder(encoder, tmp_path, {"input_size": [16, 16]})
+    (tmp_path / "encoder.json").unlink()
+    loaded = load_encoder(path)
+    assert loaded.input_shape == (None, None, None, 3)
+    assert loaded.image_size == 16
+    large = ArrayImages(np.repeat(np.repeat(images, 3, axis=1), 3, axis=2))
+    assert input_size(loaded, large) == input_size(untrained(loaded), large) == 16
+    assert load_encoder(path, "tf").image_size == 16
+    loaded.save(tmp_path / "resaved.keras")
+    assert load_encoder(tmp_path / "resaved.keras").image_size is None
+
+
+@pytest.mark.parametrize("size", [[16, -1], [0, 0], "16", None, [16, 17]])
+def test_a_file_that_lies_about_its_size_is_not_believed(size, backbone, tmp_path):
+    encoder = build_encoder(backbone, any_size=True)
+    path = save_encoder(encoder, tmp_path, {"input_size": size})
+    assert load_encoder(path).image_size is None
+
+
+def test_an_encoder_computes_in_another_policy_on_request(backbone, images, tmp_path):
+    path = save_encoder(build_encoder(backbone, any_size=True), tmp_path, {})
+    plain, half = load_encoder(path), load_encoder(path, dtype="mixed_bfloat16")
+    for layer in half.layers:
+        weighted = isinstance(layer, (keras.layers.Conv2D, keras.layers.Dense))
+        assert (layer.compute_dtype == "bfloat16") or not weighted
+    expected, found = plain(images).numpy(), np.float32(half(images))
+    assert 0 < np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
+    with pytest.raises(UsageError, match="its own dtype"):
+        folder = tmp_path / "saved"
+        save_saved_model(plain, 16, str(folder), warmup=False)
+        load_encoder(folder / "1", dtype="mixed_bfloat16")
 
 
 def test_a_network_that_counts_pixels_keeps_its_size():

@@ -23,7 +23,8 @@ from ressl_keras.data import shapes
 from ressl_keras.data.datasets import Dataset, load_dataset
 from ressl_keras.data.images import ArrayImages
 from ressl_keras.encoders import export, serving
-from ressl_keras.encoders.encoder import build_encoder, load_encoder
+from ressl_keras.encoders.building import build_encoder
+from ressl_keras.encoders.encoder import load_encoder
 from ressl_keras.training.exporting import export_encoder
 from ressl_keras.training.pretrain import pretrain
 
@@ -51,8 +52,9 @@ def backbone():
 def workdir(backbone, tmp_path_factory):
     """A work directory with an exported encoder."""
     folder = tmp_path_factory.mktemp("run")
+    encoder = build_encoder(backbone, any_size=True)
     export.save_all(
-        backbone, str(folder), SIZE, {"method": "ressl"}, log=lambda line: None
+        encoder, str(folder), SIZE, {"method": "ressl"}, log=lambda line: None
     )
     return folder
 
@@ -243,14 +245,22 @@ def test_other_colour_spaces_are_read_as_pillow_reads_them(
     assert difference(embedding, expected) <= tolerance
 
 
-def test_embeddings_have_unit_length_on_request(backbone, images, tmp_path):
-    encoder = build_encoder(backbone)
-    path = serving.save_saved_model(encoder, SIZE, str(tmp_path), normalize=True)
-    served = tf.saved_model.load(path).signatures
-    embedding = served["serving_default"](images=images.astype(np.float32))["embedding"]
-    plain = encoder(images).numpy()
+def test_embeddings_have_unit_length_in_every_format_on_request(
+    backbone, images, tmp_path
+):
+    plain = build_encoder(backbone)(images).numpy()
     expected = plain / np.linalg.norm(plain, axis=1, keepdims=True)
-    np.testing.assert_allclose(embedding, expected, atol=1e-5)
+    encoder = build_encoder(backbone, any_size=True, normalize=True)
+    export.save_all(encoder, tmp_path, SIZE, {}, ["litert"], False, lambda line: None)
+    served = tf.saved_model.load(str(tmp_path / "export" / "1")).signatures
+    pixels = images.astype(np.float32)
+    found = {
+        "keras": keras.models.load_model(tmp_path / "encoder.keras")(pixels),
+        "saved_model": served["serving_default"](images=pixels)["embedding"],
+        "litert": litert(tmp_path / "encoder.tflite", pixels),
+    }
+    for name, embedding in found.items():
+        np.testing.assert_allclose(embedding, expected, atol=1e-5, err_msg=name)
 
 
 def test_a_new_export_takes_the_next_number_and_leaves_the_others(backbone, tmp_path):
@@ -391,6 +401,57 @@ def test_the_command_exports_a_run(run, capsys):
     assert len(list((run / "export").glob("*"))) == versions + 1
 
 
+def test_another_network_never_replaces_an_encoder_without_a_word(run, tmp_path):
+    lines = []
+    export_encoder(str(run), log=lambda line: None)
+    student = (run / "encoder.keras").read_bytes()
+    export_encoder(str(run), "teacher", log=lines.append, output=str(tmp_path / "t"))
+    assert (run / "encoder.keras").read_bytes() == student
+    assert "Replaces" not in "".join(lines)
+    export_encoder(str(run), "teacher", log=lines.append)
+    (said,) = [line for line in lines if "Replaces" in line]
+    assert "of the student by that of the teacher; --output=FOLDER" in said
+    lines.clear()
+    export_encoder(str(run), "teacher", log=lines.append)
+    assert "Replaces" not in "".join(lines)
+
+
+def test_an_encoder_from_elsewhere_is_exported(tmp_path, random):
+    images = keras.Input([None, None, 3])
+    maps = keras.layers.Conv2D(4, 3)(images)
+    features = keras.layers.GlobalAveragePooling2D()(maps)
+    keras.Model(images, features).save(tmp_path / "mine.keras")
+    words = [f"--encoder={tmp_path / 'mine.keras'}", f"--output={tmp_path / 'out'}"]
+    with pytest.raises(UsageError, match="give --image_size"):
+        export_command.export(parse(ExportOptions, *words))
+    words += ["--image_size=16", "--preprocessing=tf", "--normalize"]
+    export_command.export(parse(ExportOptions, *words))
+    pixels = random.integers(0, 256, [2, 16, 16, 3]).astype(np.float32)
+    expected = keras.Model(images, features)(pixels / 127.5 - 1).numpy()
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    served = tf.saved_model.load(str(tmp_path / "out" / "export" / "1")).signatures
+    files = tf.constant([encoded(image.astype(np.uint8)) for image in pixels])
+    found = served["serve_bytes"](image_bytes=files)["embedding"]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    again = load_encoder(str(tmp_path / "out"))
+    assert again.image_size == 16
+    np.testing.assert_allclose(again(pixels), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "--workdir, the folder of a run, or --encoder"),
+        (["--workdir=a", "--encoder=b.keras"], "--workdir, the folder of a run, or"),
+        (["--encoder=b.keras", "--network=teacher"], "are for a run, --workdir"),
+        (["--workdir=a", "--preprocessing=tf"], "is for --encoder"),
+    ],
+)
+def test_flags_that_contradict_each_other_are_refused(words, message):
+    with pytest.raises(UsageError, match=message):
+        parse(ExportOptions, *words)
+
+
 def test_what_cannot_be_exported_is_one_clear_line(run, tmp_path, monkeypatch):
     folder = run
     with pytest.raises(UsageError, match="not a run"):
@@ -413,7 +474,7 @@ def test_what_cannot_be_exported_is_one_clear_line(run, tmp_path, monkeypatch):
 def test_onnx_computes_the_same(encoder, images, tmp_path):
     pytest.importorskip("tf2onnx")
     reference = pytest.importorskip("onnx.reference")
-    path = export.save_format(encoder, str(tmp_path), "onnx")
+    path = export.save_format(encoder, str(tmp_path), "onnx", SIZE)
     answer = reference.ReferenceEvaluator(path).run(
         None, {"images": images[:4].astype(np.float32)}
     )[0]
@@ -421,17 +482,22 @@ def test_onnx_computes_the_same(encoder, images, tmp_path):
     assert difference(answer, encoder(images[:4])) <= 1e-4
 
 
-def test_litert_computes_the_same(encoder, images, tmp_path):
-    path = export.save_format(encoder, str(tmp_path), "litert")
-    interpreter = tf.lite.Interpreter(path)
+def litert(path, images):
+    """What a LiteRT file makes of images."""
+    interpreter = tf.lite.Interpreter(str(path))
     (takes,), (gives,) = (
         interpreter.get_input_details(),
         interpreter.get_output_details(),
     )
-    interpreter.resize_tensor_input(takes["index"], [4, SIZE, SIZE, 3])
+    interpreter.resize_tensor_input(takes["index"], images.shape)
     interpreter.allocate_tensors()
-    interpreter.set_tensor(takes["index"], images[:4].astype(np.float32))
+    interpreter.set_tensor(takes["index"], images)
     interpreter.invoke()
-    answer = interpreter.get_tensor(gives["index"])
+    return interpreter.get_tensor(gives["index"])
+
+
+def test_litert_computes_the_same(encoder, images, tmp_path):
+    path = export.save_format(encoder, str(tmp_path), "litert", SIZE)
+    answer = litert(path, images[:4].astype(np.float32))
     print(f"LiteRT: largest difference {difference(answer, encoder(images[:4])):.1e}")
     assert difference(answer, encoder(images[:4])) <= 1e-4

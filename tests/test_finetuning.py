@@ -14,7 +14,8 @@ from ressl_keras import build_backbone
 from ressl_keras.data import shapes
 from ressl_keras.data.datasets import Dataset, load_dataset
 from ressl_keras.data.images import ArrayImages, stratified
-from ressl_keras.encoders.encoder import build_encoder, load_encoder, save_encoder
+from ressl_keras.encoders.building import build_encoder
+from ressl_keras.encoders.encoder import load_encoder, save_encoder
 from ressl_keras.evaluation import classifiers
 
 

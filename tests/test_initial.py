@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 from ressl_keras import Config, UsageError, export_encoder, load_encoder, pretrain
-from ressl_keras.encoders.encoder import build_encoder
+from ressl_keras.encoders.building import build_encoder
 from ressl_keras.method import networks
 from ressl_keras.training import build, initial
 

@@ -11,8 +11,8 @@ from PIL import Image, ImageOps
 from ressl_keras.data import decoding, orientation
 from ressl_keras.data.decoding import Decoder
 from ressl_keras.data.images import EncodedImages
+from ressl_keras.encoders.building import build_encoder
 from ressl_keras.encoders.embed import encode
-from ressl_keras.encoders.encoder import build_encoder
 from ressl_keras.encoders.serving import save_saved_model
 
 BOXES = [[3, 5, 30, 31], [10, 0, 35, 23], [0, 20, 7, 8]]

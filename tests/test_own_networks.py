@@ -10,7 +10,8 @@ import pytest
 import tensorflow as tf
 
 from ressl_keras import Config, UsageError, build_backbone, export_encoder, pretrain
-from ressl_keras.encoders.encoder import build_encoder, load_encoder
+from ressl_keras.encoders.building import build_encoder
+from ressl_keras.encoders.encoder import load_encoder
 from ressl_keras.method import transformer
 from ressl_keras.method.networks import pooled
 from ressl_keras.run_folder import RunFolder

@@ -12,7 +12,6 @@ import shutil
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from conftest import ROOT
 from PIL import Image
 

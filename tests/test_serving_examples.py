@@ -18,7 +18,7 @@ from PIL import Image
 from ressl_keras import build_backbone
 from ressl_keras.data import shapes
 from ressl_keras.encoders import serving
-from ressl_keras.encoders.encoder import build_encoder
+from ressl_keras.encoders.building import build_encoder
 
 sys.path.insert(0, str(ROOT / "examples"))
 

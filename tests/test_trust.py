@@ -16,7 +16,8 @@ from PIL import Image
 from ressl_keras import UsageError
 from ressl_keras.config import Config
 from ressl_keras.data.datasets import load_dataset
-from ressl_keras.encoders.encoder import build_encoder, load_encoder
+from ressl_keras.encoders.building import build_encoder
+from ressl_keras.encoders.encoder import load_encoder
 from ressl_keras.training.pretrain import pretrain
 
 

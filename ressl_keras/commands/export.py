@@ -1,16 +1,19 @@
-"""Exports the encoder of a run: a Keras file, a SavedModel, other formats.
+"""Exports an encoder: a Keras file, a SavedModel, other formats.
 
-  ressl-export --workdir=runs/cifar10
-  ressl-export --workdir=runs/cifar10 --network=teacher --formats=onnx
+  ressl-export --workdir=runs/cifar10 --formats=onnx
+  ressl-export --workdir=runs/cifar10 --network=teacher --output=runs/teacher
+  ressl-export --encoder=mobilenet.keras --preprocessing=tf --output=served
 
 A run writes the first two when it ends. This command exports again, from the
-last checkpoint, with options for network, projector, unit length and formats.
+last checkpoint of a run, or an encoder in a file, trained here or elsewhere.
 """
 
 import dataclasses
+import os
 
 from ressl_keras import cli
 from ressl_keras.config import MAX_PIXELS
+from ressl_keras.errors import UsageError
 from ressl_keras.settings import Options, setting
 
 
@@ -18,8 +21,22 @@ from ressl_keras.settings import Options, setting
 class ExportOptions(Options):
     """Flags of the command."""
 
-    workdir: str = setting(
-        None, "Folder of the run.", group="Run", first=True, required=True, path=True
+    workdir: str | None = setting(
+        None, "Folder of the run to export.", group="Run", first=True, path=True
+    )
+    encoder: str | None = setting(
+        None,
+        "Encoder to export in place of a run's: a .keras file.",
+        group="Run",
+        first=True,
+        path=True,
+    )
+    preprocessing: str = setting(
+        "none",
+        "What an encoder from elsewhere expects to be done to images in 0-255, as "
+        "keras.applications names it.",
+        group="Run",
+        choices=("none", "tf", "torch", "caffe"),
     )
     network: str = setting(
         "student",
@@ -33,9 +50,16 @@ class ExportOptions(Options):
     )
     normalize: bool = setting(
         False,
-        "Scale the SavedModel's embeddings to unit length.",
+        "Scale embeddings to unit length, in every format.",
         group="Encoder",
         first=True,
+    )
+    output: str | None = setting(
+        None,
+        "Folder to write into. Default: that of the run, or of the encoder.",
+        group="Output",
+        first=True,
+        path=True,
     )
     formats: tuple[str, ...] = setting(
         (),
@@ -46,7 +70,7 @@ class ExportOptions(Options):
     )
     image_size: int | None = setting(
         None,
-        "Side of the encoder's images in pixels. Default: the run's.",
+        "Side of the encoder's images in pixels. Default: its own.",
         group="Encoder",
         low=8,
         high=4096,
@@ -66,6 +90,17 @@ class ExportOptions(Options):
         group="Output",
     )
 
+    def __post_init__(self):
+        super().__post_init__()
+        if (self.workdir is None) == (self.encoder is None):
+            raise UsageError(
+                "Give --workdir, the folder of a run, or --encoder, a .keras file."
+            )
+        if self.encoder and (self.network != "student" or self.projector):
+            raise UsageError("--network and --projector are for a run, --workdir.")
+        if self.workdir and self.preprocessing != "none":
+            raise UsageError("--preprocessing is for --encoder; runs do their own.")
+
 
 def main():
     """The command."""
@@ -74,11 +109,23 @@ def main():
 
 def export(options):
     """Exports as the options say."""
-    from ressl_keras.training.exporting import export_encoder
+    from ressl_keras.training.exporting import export_encoder, export_file
 
-    options = dataclasses.asdict(options)
-    options["with_projector"] = options.pop("projector")
-    export_encoder(**options)
+    shared = {
+        name: getattr(options, name)
+        for name in ("normalize", "formats", "warmup", "image_size", "max_pixels")
+    }
+    if options.encoder:
+        output = options.output or os.path.dirname(options.encoder) or "."
+        export_file(options.encoder, output, options.preprocessing, **shared)
+    else:
+        export_encoder(
+            options.workdir,
+            options.network,
+            options.projector,
+            output=options.output,
+            **shared,
+        )
 
 
 if __name__ == "__main__":

@@ -1,16 +1,17 @@
-"""Encoders: building them from a backbone, saving, describing and loading them."""
+"""Encoders: saving, describing and loading them."""
 
-import contextlib
+import json
 import os
 import platform
 import subprocess
+import zipfile
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from ressl_keras import __version__
-from ressl_keras.augmentation.statistics import statistics
+from ressl_keras.encoders import building
 from ressl_keras.encoders.archive import check_archive, import_libraries
 from ressl_keras.errors import UsageError
 from ressl_keras.run_folder import RunFolder, read_json, replacing, write_json
@@ -18,80 +19,28 @@ from ressl_keras.run_folder import RunFolder, read_json, replacing, write_json
 PREPROCESSINGS = ("none", "tf", "torch", "caffe")
 
 
-def build_encoder(
-    backbone, projector=None, size=None, any_size=False, mean=None, std=None
-):
-    """A backbone with its preprocessing in front, in float32.
-
-    Args:
-        backbone: functional `keras.Model` from normalised images to features.
-        projector: `keras.Model` to put behind it, or None.
-        size: side of the images in pixels; None takes the backbone's own.
-        any_size: whether to leave height and width open, where the backbone allows.
-        mean: mean of each channel, on the scale 0-1; by default as in training.
-        std: standard deviation of each channel, likewise.
-
-    Returns:
-        A functional `keras.Model` of core layers from images in 0-255, uint8 or float
-        [batch, height, width, channels], to features [batch, dim]. It shares no
-        weights with `backbone`.
-    """
-    body, channels = None, backbone.input_shape[-1]
-    mean, std = (
-        given or default for given, default in zip((mean, std), statistics(channels))
-    )
-    if any_size:
-        # Not where a layer counts pixels, such as Dense after Flatten.
-        with contextlib.suppress(ValueError, TypeError):
-            body = _in_float32(backbone, [None, None, channels])
-    shape = [size, size, channels] if size else backbone.input_shape[1:]
-    body = body or _in_float32(backbone, shape)
-    inputs = keras.Input(body.input_shape[1:], name="images", dtype="float32")
-    x = keras.layers.Rescaling(1 / 255, dtype="float32")(inputs)
-    x = keras.layers.Normalization(
-        mean=list(mean), variance=[value**2 for value in std], dtype="float32"
-    )(x)
-    x = body(x)
-    if projector is not None:
-        x = _in_float32(projector, projector.input_shape[1:])(x)
-    return keras.Model(inputs, x, name="encoder")
-
-
-def _in_float32(model, input_shape):
-    """A copy of a model with another input shape, computing in float32."""
-
-    def in_float32(layer):
-        config = layer.get_config()
-        if isinstance(layer, keras.Layer):  # else a bare operation, which has no dtype
-            config["dtype"] = "float32"
-        return layer.__class__.from_config(config)
-
-    inputs = keras.Input(input_shape)
-    listed = isinstance(model, keras.Sequential) or isinstance(model.input, list)
-    copy = keras.models.clone_model(
-        model,
-        input_tensors=[inputs] if listed else inputs,
-        clone_function=in_float32,
-    )
-    copy.set_weights(model.get_weights())
-    return copy
-
-
 def save_encoder(encoder, workdir, description):
-    """Writes `encoder.keras` and `encoder.json`.
+    """Writes `encoder.keras` and `encoder.json`; the one holds the other, too.
 
     Args:
         encoder: result of `build_encoder`.
         workdir: folder to write into.
-        description: dict of facts about the encoder.
+        description: dict of facts about the encoder. Where the encoder takes images
+            of any size, `input_size` says which it was trained on.
 
     Returns:
         Path of the encoder's file.
     """
     folder = RunFolder(workdir)
+    described = describe(encoder, description)
     with replacing(folder.encoder) as path:
         encoder.save(path)
-    write_json(folder.description, describe(encoder, description))
+        # Keras reads the files of the archive that it knows, and no others.
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr(
+                os.path.basename(folder.description), json.dumps(described, indent=2)
+            )
+    write_json(folder.description, described)
     return folder.encoder
 
 
@@ -132,7 +81,9 @@ def commit():
     return described.stdout.strip()
 
 
-def load_encoder(path: str | os.PathLike, preprocessing: str = "none") -> keras.Model:
+def load_encoder(
+    path: str | os.PathLike, preprocessing: str = "none", dtype: str | None = None
+) -> keras.Model:
     """Reads an encoder, made here or elsewhere.
 
     A `.keras` file may come from a stranger, since no code in it is run. A SavedModel
@@ -143,14 +94,19 @@ def load_encoder(path: str | os.PathLike, preprocessing: str = "none") -> keras.
         preprocessing: what to do with images in 0-255 before an encoder that does not
             do it itself: `none`; or, as keras.applications name them, `tf` (to -1-1),
             `torch` (ImageNet's mean and deviation) or `caffe` (BGR, mean only).
+        dtype: name of a dtype policy that its layers compute in, such as
+            `mixed_bfloat16`, or `keras.config.dtype_policy().name` for the global one;
+            None leaves that of the file, float32 for encoders trained here.
 
     Returns:
         A `keras.Model` from images in 0-255 [batch, height, width, 3] to features
-        [batch, dim]. From a SavedModel it has no weights of its own, and can be
-        neither trained nor saved.
+        [batch, dim]. Its attribute `image_size` is the side in pixels that it was
+        trained on, None where that is not known. From a SavedModel it has no weights
+        of its own, and can be neither trained nor saved.
 
     Raises:
-        UsageError: if there is no such file or it is not an image encoder.
+        UsageError: if there is no such file or it is not an image encoder; or a dtype
+            is asked of a SavedModel.
 
     Example:
 
@@ -178,7 +134,43 @@ def load_encoder(path: str | os.PathLike, preprocessing: str = "none") -> keras.
     else:
         raise UsageError(f"There is no encoder at {path}.")
     _check_shapes(path, encoder.input_shape, encoder.output_shape)
-    return encoder if preprocessing == "none" else _preceded(encoder, preprocessing)
+    size = encoder.input_shape[1] or _trained_size(path)
+    if dtype is not None:
+        if is_frozen(encoder):
+            raise UsageError(
+                f"The SavedModel {path} computes in its own dtype; a .keras file can "
+                "compute in another."
+            )
+        encoder = building.in_policy(encoder, dtype)
+    if preprocessing != "none":
+        encoder = _preceded(encoder, preprocessing)
+    encoder.image_size = size
+    return encoder
+
+
+def clone_encoder(encoder):
+    """The same network with fresh weights.
+
+    Raises:
+        ValueError: if it is a subclassed model, which Keras cannot build again.
+    """
+    clone = keras.models.clone_model(encoder)
+    clone.image_size = getattr(encoder, "image_size", None)
+    return clone
+
+
+def _trained_size(path):
+    """Side in pixels that an encoder's file says it was trained on, or None."""
+    if not zipfile.is_zipfile(path):
+        return None
+    name = os.path.basename(RunFolder("").description)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = json.loads(archive.read(name))["input_size"]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return None
+    fits = isinstance(size, list) and list(map(type, size)) == [int, int]
+    return size[0] if fits and 0 < size[0] == size[1] < 2**16 else None
 
 
 def load_model_file(path):
@@ -279,6 +271,8 @@ def input_size(encoder, images):
         images: a set of images, such as `ArrayImages`.
 
     Returns:
-        The encoder's own side; where that is open, that of the images.
+        The encoder's own side; where that is open, the side that it was trained on;
+        where that is not known, that of the images.
     """
-    return encoder.input_shape[1] or images.common_size
+    known = encoder.input_shape[1] or getattr(encoder, "image_size", None)
+    return known or images.common_size

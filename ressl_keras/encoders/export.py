@@ -4,7 +4,7 @@ import keras
 
 from ressl_keras.config import MAX_PIXELS
 from ressl_keras.data.decoding import DEFAULT
-from ressl_keras.encoders.encoder import build_encoder, describe, save_encoder
+from ressl_keras.encoders.encoder import describe, save_encoder
 from ressl_keras.encoders.serving import has_module, save_saved_model
 from ressl_keras.errors import UsageError
 from ressl_keras.run_folder import RunFolder, replacing
@@ -16,13 +16,14 @@ FORMATS = {
 }
 
 
-def save_format(encoder, workdir, name):
-    """Writes an encoder in another format.
+def save_format(encoder, workdir, name, size):
+    """Writes an encoder in another format, for images of one size.
 
     Args:
         encoder: functional `keras.Model` from images to features.
         workdir: folder to write into.
         name: one of `FORMATS`.
+        size: side of the images in pixels.
 
     Returns:
         Path of the file, `encoder.onnx` or `encoder.tflite`.
@@ -33,7 +34,8 @@ def save_format(encoder, workdir, name):
     check_formats([name])
     ending = FORMATS[name][0]
     path = RunFolder(workdir).encoder_in(ending)
-    images = keras.InputSpec(shape=encoder.input_shape, dtype="float32", name="images")
+    shape = (None, size, size, encoder.input_shape[-1])
+    images = keras.InputSpec(shape=shape, dtype="float32", name="images")
     with replacing(path) as temporary:
         encoder.export(temporary, format=name, input_signature=[images], verbose=False)
     return path
@@ -57,32 +59,30 @@ def check_formats(names):
 
 
 def save_all(
-    backbone,
+    encoder,
     workdir,
     size,
     description,
-    projector=None,
-    normalize=False,
     formats=(),
     warmup=None,
     log=print,
     max_pixels=MAX_PIXELS,
     decoder=DEFAULT,
+    keras_file=True,
 ):
     """Writes `encoder.keras`, `encoder.json`, the next SavedModel, other formats.
 
     Args:
-        backbone: functional `keras.Model` from normalised images to features.
+        encoder: functional `keras.Model` from images in 0-255 to features.
         workdir: folder to write into.
-        size: side of the images in pixels.
+        size: side in pixels of the images that it was trained on.
         description: dict of facts about the encoder.
-        projector: `keras.Model` to put behind it, or None.
-        normalize: whether the SavedModel's embeddings are scaled to unit length.
         formats: names out of `FORMATS`.
         warmup: whether to write warm-up requests; None does if it can.
         log: called with a line of text.
         max_pixels: encoded images with more are refused by the SavedModel.
         decoder: `Decoder` of the SavedModel's encoded images.
+        keras_file: whether to write the Keras file and its description, too.
 
     Returns:
         Path of the encoder's file.
@@ -91,20 +91,16 @@ def save_all(
         UsageError: if a library is missing; before anything is written.
     """
     check_formats(formats)
-    encoder = build_encoder(backbone, projector, size)
-    described = describe(encoder, {**description, "normalized": normalize})
-    saved_model = save_saved_model(
-        build_encoder(backbone, projector, size, any_size=True),
-        size,
-        RunFolder(workdir).export,
-        normalize,
-        warmup,
-        described,
-        max_pixels,
-        decoder,
-    )
-    path = save_encoder(encoder, workdir, description)
-    written = [path, saved_model]
-    written += [save_format(encoder, workdir, name) for name in formats]
+    folder = RunFolder(workdir)
+    description = {**description, "input_size": [size, size]}
+    described = describe(encoder, description)
+    written = [
+        save_saved_model(
+            encoder, size, folder.export, warmup, described, max_pixels, decoder
+        )
+    ]
+    if keras_file:
+        written.insert(0, save_encoder(encoder, workdir, description))
+    written += [save_format(encoder, workdir, name, size) for name in formats]
     log("Exported: " + ", ".join(written))
-    return path
+    return folder.encoder

@@ -24,16 +24,13 @@ class ServingModule(tf.Module):
     Args:
         encoder: `keras.Model` from images in 0-255 to features [batch, dim].
         size: side in pixels that encoded images are resized to.
-        normalize: whether embeddings are scaled to unit length.
         max_pixels: encoded images with more are refused, before they are decoded.
         decoder: `Decoder` of encoded images.
     """
 
-    def __init__(
-        self, encoder, size, normalize=False, max_pixels=MAX_PIXELS, decoder=DEFAULT
-    ):
+    def __init__(self, encoder, size, max_pixels=MAX_PIXELS, decoder=DEFAULT):
         super().__init__(name="encoder")
-        self._size, self._normalize = size, normalize
+        self._size = size
         self._max_pixels, self._decoder = max_pixels, decoder
         self._forward = encoder
         self._variables = [variable.value for variable in encoder.variables]
@@ -72,10 +69,7 @@ class ServingModule(tf.Module):
         # oneDNN's convolution gives an empty batch the shape of its input.
         nothing = tf.zeros([0, self._dim])
         empty = tf.equal(tf.shape(images)[0], 0)
-        embedding = tf.cond(empty, lambda: nothing, forward)
-        if self._normalize:
-            embedding = tf.math.l2_normalize(embedding, axis=-1)
-        return {"embedding": embedding}
+        return {"embedding": tf.cond(empty, lambda: nothing, forward)}
 
     def _read(self, image_bytes):
         """Encoded images [batch] as squares, float32 [batch, size, size, 3]."""
@@ -117,7 +111,6 @@ def save_saved_model(
     encoder,
     size,
     folder,
-    normalize=False,
     warmup=None,
     description=None,
     max_pixels=MAX_PIXELS,
@@ -129,7 +122,6 @@ def save_saved_model(
         encoder: `keras.Model` from images in 0-255 to features [batch, dim].
         size: side in pixels that encoded images are resized to.
         folder: folder of the versions; made if absent. Versions are never overwritten.
-        normalize: whether embeddings are scaled to unit length.
         warmup: whether to write warm-up requests; None does if it can.
         description: dict to put beside the model as `assets.extra/encoder.json`.
         max_pixels: encoded images with more are refused, before they are decoded.
@@ -149,7 +141,7 @@ def save_saved_model(
     # A server that watches the folder ignores names that are no numbers.
     temporary = tempfile.mkdtemp(prefix=TEMPORARY, dir=folder)
     try:
-        served = ServingModule(encoder, size, normalize, max_pixels, decoder)
+        served = ServingModule(encoder, size, max_pixels, decoder)
         with naming_disk_errors(folder):
             tf.saved_model.save(served, temporary, signatures=served.signatures)
         extra = os.path.join(temporary, "assets.extra")

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from ressl_keras import devices
 from ressl_keras.data.pipeline import labelled_crops, shuffled_indices
-from ressl_keras.encoders.encoder import input_size, is_frozen
+from ressl_keras.encoders.encoder import clone_encoder, input_size, is_frozen
 from ressl_keras.errors import UsageError
 from ressl_keras.evaluation.features import (
     ONE_DEVICE,
@@ -225,7 +225,7 @@ def finetune(
     size = input_size(encoder, train)
     plan = _Plan(train, batch_size, epochs, size, seed, (0.2, 1.0), resources)
     with resources.scope():
-        network = keras.models.clone_model(encoder)
+        network = clone_encoder(encoder)
         network.set_weights(encoder.get_weights())
         classes = _class_count(train.labels, test.labels)
         classifier = keras.Sequential(

@@ -23,7 +23,7 @@ from ressl_keras.data.images import (
     spread_indices,
     stratified,
 )
-from ressl_keras.encoders.encoder import is_frozen
+from ressl_keras.encoders.encoder import clone_encoder, is_frozen
 from ressl_keras.errors import UsageError, closest, printable
 from ressl_keras.evaluation import classifiers, knn, neighbours
 from ressl_keras.evaluation.features import Resources, readable_features
@@ -63,7 +63,7 @@ def untrained(encoder):
     if is_frozen(encoder):
         return None
     try:
-        return keras.models.clone_model(encoder)
+        return clone_encoder(encoder)
     except ValueError:  # a subclassed model
         return None
 

@@ -1,18 +1,21 @@
-"""Exporting the encoder of a run, finished or not."""
+"""Exporting the encoder of a run, finished or not, or one in a file."""
 
 import os
 from collections.abc import Callable, Sequence
 
 from ressl_keras.config import MAX_PIXELS, Config
-from ressl_keras.encoders.encoder import load_encoder
+from ressl_keras.encoders.building import build_encoder, normalized
+from ressl_keras.encoders.encoder import is_frozen, load_encoder
 from ressl_keras.encoders.export import check_formats, save_all
 from ressl_keras.errors import UsageError
-from ressl_keras.run_folder import RunFolder
+from ressl_keras.run_folder import RunFolder, read_json
 from ressl_keras.training import checkpoints
 from ressl_keras.training.backbones import own_network
 from ressl_keras.training.build import Plan, build_model, decoder_of
 
 NETWORKS = ("student", "teacher")
+# Facts in `encoder.json` that tell one exported network from another.
+_IDENTITY = ("network", "projector", "normalized", "source")
 
 
 def export_encoder(
@@ -25,22 +28,25 @@ def export_encoder(
     image_size: int | None = None,
     log: Callable[[str], object] = print,
     max_pixels: int = MAX_PIXELS,
+    output: str | os.PathLike | None = None,
 ) -> str:
     """Exports the encoder of a run from its last checkpoint.
 
     Writes `encoder.keras`, `encoder.json`, the next version of the SavedModel in
-    `export`, and the other formats.
+    `export`, and the other formats. It says so where that replaces the file of another
+    network.
 
     Args:
         workdir: the run's folder, with `flags.txt` and `checkpoints`.
         network: `student` or `teacher`.
         with_projector: whether to keep the projector behind the backbone.
-        normalize: whether the SavedModel's embeddings are scaled to unit length.
+        normalize: whether embeddings are scaled to unit length, in every format.
         formats: names from `encoders.export.FORMATS`: `onnx`, `litert`.
         warmup: whether to write warm-up requests; None does if it can.
         image_size: side of the encoder's images in pixels; None takes the run's.
         log: called with a line of text.
         max_pixels: encoded images with more are refused by the SavedModel.
+        output: folder to write into; None takes the run's.
 
     Returns:
         Path of the encoder's file.
@@ -74,28 +80,136 @@ def export_encoder(
         backbone, projector = getattr(model, network).layers[-2:]
         # The metrics table judges the student's backbone.
         judged = network == "student" and not with_projector
-        return save_all(
+        described = {
+            **facts(
+                config,
+                folder.dataset_name(),
+                step,
+                folder.last_metric("knn_top1") if judged else None,
+            ),
+            "network": network,
+            "projector": with_projector,
+            "normalized": normalize,
+        }
+        target = RunFolder(output or workdir)
+        target.prepare()
+        _say_what_is_replaced(target, described, log)
+        encoder = build_encoder(
             backbone,
-            workdir,
-            size,
-            {
-                **facts(
-                    config,
-                    folder.dataset_name(),
-                    step,
-                    folder.last_metric("knn_top1") if judged else None,
-                ),
-                "network": network,
-                "projector": with_projector,
-            },
             projector if with_projector else None,
-            normalize,
+            size,
+            any_size=True,
+            normalize=normalize,
+        )
+        return save_all(
+            encoder,
+            target.path,
+            size,
+            described,
             formats,
             warmup,
             log,
             max_pixels,
             decoder_of(config),
         )
+
+
+def export_file(
+    path: str | os.PathLike,
+    output: str | os.PathLike,
+    preprocessing: str = "none",
+    normalize: bool = False,
+    formats: Sequence[str] = (),
+    warmup: bool | None = None,
+    image_size: int | None = None,
+    log: Callable[[str], object] = print,
+    max_pixels: int = MAX_PIXELS,
+) -> str:
+    """Exports an encoder in a file, trained here or elsewhere.
+
+    Writes the next version of the SavedModel in `export` and the other formats; and
+    `encoder.keras` where that would not be the file that was read.
+
+    Args:
+        path: a `.keras` file.
+        output: folder to write into.
+        preprocessing: as in `load_encoder`.
+        normalize: as in `export_encoder`, and so the rest.
+        formats: names from `encoders.export.FORMATS`.
+        warmup: whether to write warm-up requests.
+        image_size: side in pixels that encoded images are brought to; None takes the
+            encoder's own.
+        log: called with a line of text.
+        max_pixels: encoded images with more are refused by the SavedModel.
+
+    Returns:
+        Path of the encoder's file in `output`.
+
+    Raises:
+        UsageError: if it is no image encoder, its size is not known, or a library is
+            missing.
+    """
+    check_formats(formats)
+    encoder = load_encoder(path, preprocessing)
+    if is_frozen(encoder):
+        raise UsageError(f"{path} is a SavedModel; --encoder takes a .keras file.")
+    size = image_size or encoder.image_size
+    if size is None:
+        raise UsageError(
+            f"{path} takes images of any size and does not say which it was trained "
+            "on; give --image_size."
+        )
+    if encoder.input_shape[1] not in (None, size):
+        raise UsageError(
+            f"{path} takes images of {encoder.input_shape[1]} pixels only, not of "
+            f"--image_size={size}."
+        )
+    target = RunFolder(output)
+    target.prepare()
+    same = os.path.exists(target.encoder) and os.path.samefile(path, target.encoder)
+    if same and (normalize or preprocessing != "none"):
+        raise UsageError(
+            f"{path} would be replaced by another network; give another --output."
+        )
+    described = {"source": os.path.basename(path), "normalized": normalize}
+    if not same:
+        _say_what_is_replaced(target, described, log)
+    return save_all(
+        normalized(encoder) if normalize else encoder,
+        target.path,
+        size,
+        described,
+        formats,
+        warmup,
+        log,
+        max_pixels,
+        keras_file=not same,
+    )
+
+
+def _say_what_is_replaced(folder, described, log):
+    """Says that a folder holds the file of another network, which is replaced."""
+    if not os.path.isfile(folder.encoder):
+        return
+    before = read_json(folder.description)
+    # What training writes is the student's backbone.
+    default = {"network": "student", "projector": False, "normalized": False}
+    was, becomes = (
+        {name: {**default, **each}.get(name) for name in _IDENTITY}
+        for each in (before, described)
+    )
+    if was != becomes:
+        log(
+            f"Replaces {folder.encoder} of {_named(was)} by that of {_named(becomes)}; "
+            "--output=FOLDER writes elsewhere."
+        )
+
+
+def _named(described):
+    """Such as `the teacher with its projector, normalised`."""
+    words = described["source"] or f"the {described['network']}"
+    words += " with its projector" if described["projector"] else ""
+    return words + (" at unit length" if described["normalized"] else "")
 
 
 def facts(config, dataset_name, step, knn_top1):
@@ -115,7 +229,7 @@ def _image_size(folder, config):
     if config.image_size:
         return config.image_size
     try:
-        return load_encoder(folder.encoder).input_shape[1]
+        return load_encoder(folder.encoder).image_size
     except UsageError:
         raise UsageError(
             f"The size of the images of {folder.path} is not known yet; give "

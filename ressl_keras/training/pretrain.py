@@ -17,6 +17,7 @@ from ressl_keras.config import Config
 from ressl_keras.data.checking import naming_unreadable
 from ressl_keras.data.datasets import Dataset, as_dataset
 from ressl_keras.data.pipeline import InputTimer, files_of_steps, training_batches
+from ressl_keras.encoders.building import build_encoder
 from ressl_keras.encoders.export import save_all
 from ressl_keras.errors import UsageError
 from ressl_keras.method.objectives import uses
@@ -300,10 +301,11 @@ class _Run:
 
     def export(self):
         """Writes the encoder's files; returns the path of the first."""
+        size = self.plan.image_size
         return save_all(
-            self.model.backbone,
+            build_encoder(self.model.backbone, size=size, any_size=True),
             self.folder.path,
-            self.plan.image_size,
+            size,
             facts(
                 self.config,
                 self.dataset.name,
