@@ -33,6 +33,7 @@ class RunFolder:
         network: the network that the run began with, where it is the user's own.
         encoder: the student's backbone, a Keras file.
         description: facts about the encoder, JSON.
+        card: the encoder's model card, Markdown.
         evaluation: accuracies, JSON.
         report: the report, HTML.
         views: picture of the augmented views, PNG.
@@ -51,6 +52,7 @@ class RunFolder:
         self.network = self._inside("network.keras")
         self.encoder = self._inside("encoder.keras")
         self.description = self._inside("encoder.json")
+        self.card = self._inside("README.md")
         self.evaluation = self._inside("evaluation.json")
         self.report = self._inside("report.html")
         self.views = self._inside("views.png")

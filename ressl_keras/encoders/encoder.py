@@ -1,5 +1,6 @@
 """Encoders: saving, describing and loading them."""
 
+import hashlib
 import json
 import os
 import platform
@@ -255,6 +256,14 @@ def _preceded(encoder, mode):
     images = keras.Input(encoder.input_shape[1:], name="images", dtype="float32")
     prepared = keras.applications.imagenet_utils.preprocess_input(images, mode=mode)
     return keras.Model(images, encoder(prepared), name="encoder")
+
+
+def encoder_hash(encoder):
+    """Sixteen digits that differ where an encoder's architecture or weights do."""
+    digest = hashlib.sha256(encoder.to_json().encode())
+    for weight in encoder.get_weights():
+        digest.update(np.ascontiguousarray(weight).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def is_frozen(encoder):

@@ -4,6 +4,7 @@ import keras
 
 from ressl_keras.config import MAX_PIXELS
 from ressl_keras.data.decoding import DEFAULT
+from ressl_keras.encoders.card import write_card
 from ressl_keras.encoders.encoder import describe, save_encoder
 from ressl_keras.encoders.serving import has_module, save_saved_model
 from ressl_keras.errors import UsageError
@@ -102,5 +103,6 @@ def save_all(
     if keras_file:
         written.insert(0, save_encoder(encoder, workdir, description))
     written += [save_format(encoder, workdir, name, size) for name in formats]
+    write_card(folder, log)
     log("Exported: " + ", ".join(written))
     return folder.encoder
