@@ -30,6 +30,14 @@ SMALL = {
         "--embedding_dim=8",
         "--rounds=1",
     ],
+    "serving": [
+        "--backbone=resnet10_small",
+        "--width=4",
+        "--size=8",
+        "--batch_sizes=1,2",
+        "--clients=2",
+        "--seconds=0.1",
+    ],
     "views": ["--rounds=1", "--cores=1", "--small_batch=4", "--large_batch=2"],
 }
 # The others start TensorFlow several times over, or compile much. test_stand_in has
