@@ -11,11 +11,15 @@ from PIL import ExifTags, Image
 
 from ressl_keras.data.images import LARGEST_KEPT, files_of
 from ressl_keras.data.packed import DESCRIPTION, TEST, TRAIN
-from ressl_keras.data.record_index import IMAGE, LABEL, UNLABELLED, read_index
+from ressl_keras.data.record_index import (
+    IMAGE,
+    LABEL,
+    NAME,
+    UNLABELLED,
+    read_index,
+)
 from ressl_keras.errors import TEMPORARY, UsageError, naming_disk_errors, printable
 
-# Key of an image's path in its `tf.train.Example`.
-_NAME = "name"
 # Images that are read ahead of the writer.
 _AHEAD = 16
 
@@ -213,7 +217,7 @@ class _RecordShard:
         del number
         features = {
             IMAGE: tf.train.Feature(bytes_list=tf.train.BytesList(value=[image])),
-            _NAME: tf.train.Feature(
+            NAME: tf.train.Feature(
                 bytes_list=tf.train.BytesList(value=[os.fsencode(name)])
             ),
         }

@@ -20,19 +20,21 @@ from ressl_keras.errors import TEMPORARY, UsageError, printable
 
 # Keys of the `tf.train.Example` of an image, as TensorFlow Datasets names them.
 IMAGE, LABEL = "image", "label"
+# The same of an image's name: that of `ressl-pack`, and that of ImageNet.
+NAME, _FILE_NAME = "name", "file_name"
 # The label of an image that has none.
 UNLABELLED = -1
 # Of a TFRecord: eight bytes of length and four of checksum before the data, and four
 # of checksum behind.
 _BEFORE, _BEHIND = 12, 4
 _TAR_BLOCK = 512
-_VERSION = 1
+_VERSION = 2
 _DAMAGES = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclasses.dataclass
 class RecordIndex:
-    """The place of every image in some shards, 24 bytes an image.
+    """The place of every image in some shards, 24 bytes an image and its name.
 
     Attributes:
         paths: list of the shards' paths.
@@ -40,6 +42,8 @@ class RecordIndex:
         offsets: int64 array [count], first byte of the encoded image in its shard.
         lengths: int32 array [count], bytes of the encoded image.
         labels: int64 array [count]; `UNLABELLED` for an image without a label.
+        names: bytes array [count], names of the files that were packed; empty ones
+            where the shards do not say.
     """
 
     paths: list
@@ -47,6 +51,7 @@ class RecordIndex:
     offsets: np.ndarray
     lengths: np.ndarray
     labels: np.ndarray
+    names: np.ndarray
 
     def __len__(self):
         return len(self.offsets)
@@ -116,7 +121,11 @@ def _load(place, paths, identity):
     with np.load(place) as file:  # its checksums find every damaged byte
         if str(file["identity"]) != identity:
             raise ValueError("of other shards")
-        columns = [file[name] for name in ("shards", "offsets", "lengths", "labels")]
+        columns = [
+            file[field.name]
+            for field in dataclasses.fields(RecordIndex)
+            if field.name != "paths"
+        ]
     return RecordIndex(list(paths), *columns)
 
 
@@ -152,30 +161,30 @@ def _build(paths, log, clock, every):
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    counts = [len(offsets) for offsets, _, _ in parts]
+    counts = [len(offsets) for offsets, *_ in parts]
     columns = map(np.concatenate, zip(*parts))
     shards = np.repeat(np.arange(len(paths), dtype=np.int32), counts)
     return RecordIndex(list(paths), shards, *columns)
 
 
 def _index_shard(path):
-    """Offsets, lengths and labels of the images of one shard, three arrays."""
+    """Offsets, lengths, labels and names of the images of one shard, four arrays."""
     places = _places_in_tar if path.endswith(".tar") else _places_in_records
-    found = list(places(path))
-    offsets, lengths, labels = zip(*found) if found else ((), (), ())
-    return np.array(offsets, "int64"), np.array(lengths, "int32"), np.array(labels, int)
+    columns = zip(*places(path))
+    kinds = ("int64", "int32", "int64", "S")
+    return [np.array(next(columns, ()), kind) for kind in kinds]
 
 
 def _places_in_records(path):
-    """Iterates over (offset, length, label) of a TFRecord file of examples."""
+    """Iterates over (offset, length, label, name) of a TFRecord file of examples."""
     start = 0
     with tf.device("CPU"):
         # Checks the checksum of every record.
         records = tf.data.TFRecordDataset(path, buffer_size=2**20).prefetch(16)
     try:
         for number, record in enumerate(records.as_numpy_iterator()):
-            offset, length, label = _parse_example(record, path, number)
-            yield start + _BEFORE + offset, length, label
+            offset, *facts = _parse_example(record, path, number)
+            yield start + _BEFORE + offset, *facts
             start += _BEFORE + len(record) + _BEHIND
     except (tf.errors.DataLossError, tf.errors.OutOfRangeError) as error:
         raise _damaged(path, f"after byte {start:,}") from error
@@ -186,7 +195,7 @@ def _places_in_records(path):
 
 
 def _parse_example(record, path, number):
-    """Offset, length and label of the image in the bytes of a `tf.train.Example`."""
+    """Offset, length, label and name of the image in a `tf.train.Example`'s bytes."""
     try:
         features = tf.train.Example.FromString(record).features.feature
         (image,) = features[IMAGE].bytes_list.value
@@ -195,32 +204,35 @@ def _parse_example(record, path, number):
             f"{printable(path)}: record {number} is no example with one '{IMAGE}'."
         ) from error
     labels = features[LABEL].int64_list.value
+    names = [*features[NAME].bytes_list.value, *features[_FILE_NAME].bytes_list.value]
+    label = labels[0] if labels else UNLABELLED
     # The bytes stand in the record as they are. Wherever equal ones begin will do.
-    return record.index(image), len(image), labels[0] if labels else UNLABELLED
+    return record.index(image), len(image), label, names[0] if names else b""
 
 
 def _places_in_tar(path):
-    """Iterates over (offset, length, label) of a tar file in WebDataset's layout.
+    """Iterates over (offset, length, label, name) of a tar file in WebDataset's layout.
 
     Members with the same path up to the first dot of the name are one sample: an image,
     and its label as a number in `.cls` or under `label` or `cls` in `.json`.
     """
     key = image = None
-    label = UNLABELLED
+    label, named = UNLABELLED, b""
     for member, data in _members(path):
         folder, name = os.path.split(member.name)
         stem, _, ending = name.partition(".")
         ending = f".{ending.lower()}"
         if (folder, stem) != key:
             if image:
-                yield *image, label
+                yield *image, label, named
             key, image, label = (folder, stem), None, UNLABELLED
         if ending in SUFFIXES and not image:
             image = member.offset_data, member.size
+            named = os.fsencode(member.name)
         elif ending in (".cls", ".json"):
             label = _parse_label(data(), ending, f"{printable(path)}: {name}", label)
     if image:
-        yield *image, label
+        yield *image, label, named
 
 
 def _members(path):
