@@ -1,5 +1,7 @@
 """Data sets of TensorFlow Datasets that are left in their files."""
 
+import pathlib
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -10,7 +12,7 @@ from tensorflow_datasets.core import download
 from ressl_keras import UsageError
 from ressl_keras.data import pipeline
 from ressl_keras.data.datasets import load_dataset
-from ressl_keras.evaluation import protocols
+from ressl_keras.evaluation import features, knn
 
 NAMES = ["disc", "ring", "square"]
 
@@ -22,25 +24,29 @@ class Photos(tfds.core.GeneratorBasedBuilder):
     BUILDER_CONFIGS = [
         tfds.core.BuilderConfig(name="labelled"),
         tfds.core.BuilderConfig(name="hidden"),
+        tfds.core.BuilderConfig(name="square"),
     ]
 
     def _info(self):
+        square = (12, 12, 3) if self.builder_config.name == "square" else None
         features = {
             "file_name": tfds.features.Text(),
-            "image": tfds.features.Image(encoding_format="jpeg"),
+            "image": tfds.features.Image(shape=square, encoding_format="jpeg"),
             "label": tfds.features.ClassLabel(names=NAMES),
         }
-        return self.dataset_info_from_configs(
-            features=tfds.features.FeaturesDict(features)
+        return tfds.core.DatasetInfo(
+            builder=self, features=tfds.features.FeaturesDict(features)
         )
 
     def _split_generators(self, manager):
-        return {"train": self._generate(40), "validation": self._generate(12)}
+        counts = {"train": 40, "validation": 12}
+        return {name: self._generate_examples(count) for name, count in counts.items()}
 
-    def _generate(self, count):
+    def _generate_examples(self, count):
         random = np.random.default_rng(count)
         for number in range(count):
-            size = random.integers(10, 30, 2)
+            square = self.builder_config.name == "square"
+            size = [12, 12] if square else random.integers(10, 30, 2)
             pixels = random.integers(0, 256, [*size, 3]).astype(np.uint8)
             hidden = count == 12 and self.builder_config.name == "hidden"
             label = -1 if hidden else number % 3
@@ -60,11 +66,7 @@ def folder(tmp_path_factory):
 
 
 def load(folder, config="labelled"):
-    lines = []
-    dataset = load_dataset(
-        f"photos/{config}", folder, download=False, memory_limit=0, log=lines.append
-    )
-    return dataset
+    return load_dataset(f"photos/{config}", folder, download=False, memory_limit=0)
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
@@ -89,7 +91,7 @@ def test_images_and_labels_are_those_of_tfds_in_its_order(split, folder):
         np.testing.assert_array_equal(ours, record["image"])
 
 
-def test_each_epoch_shows_every_image_once_whoever_reads(folder, monkeypatch):
+def test_each_epoch_shows_every_image_once_whoever_reads(folder):
     """Two workers of two epochs; a start in the middle of the second."""
     images = load(folder).pretrain
     shown = [
@@ -108,17 +110,23 @@ def test_each_epoch_shows_every_image_once_whoever_reads(folder, monkeypatch):
 
 
 def test_an_encoder_is_judged_on_them(folder, tmp_path):
-    encoder = tiny.build_backbone(input_shape=(8, 8, 3))
-    results = protocols.evaluate(
-        encoder,
-        load(folder),
-        ("knn", "neighbours"),
-        cache=str(tmp_path / "cache"),
-        picture=str(tmp_path / "neighbours.png"),
-    )
-    assert 0 <= results["knn"]["top1"] <= 100
-    assert (tmp_path / "neighbours.png").stat().st_size > 1000
-    assert len(list((tmp_path / "cache").iterdir())) == 4  # two sets, two encoders
+    encoder, dataset = tiny.build_backbone(input_shape=(8, 8, 3)), load(folder)
+    found = [
+        features.extract(encoder, images, cache=str(tmp_path))
+        for images in (dataset.train, dataset.test, dataset.train)
+    ]
+    assert len(list(tmp_path.iterdir())) == 2
+    assert 0 <= knn.knn_accuracy(*found[0], *found[1])["top1"] <= 100
+
+
+def test_what_may_not_be_written_gets_its_index_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    data = pathlib.Path(prepare(tmp_path / "data", "hidden")) / "photos/hidden/1.0.0"
+    data.chmod(0o555)
+    before = sorted(data.iterdir())
+    load(str(tmp_path / "data"), "hidden")
+    assert sorted(data.iterdir()) == before
+    assert len(list((tmp_path / "cache" / "ressl_keras").iterdir())) == 2
 
 
 def test_hidden_labels_are_no_labels(tmp_path):
@@ -133,9 +141,7 @@ def test_other_kinds_of_files_are_named(tmp_path):
         load(folder)
 
 
-def test_images_of_one_size_are_used_at_it(shared):
-    images = load_dataset(
-        "cifar10", str(shared("tfds")), download=False, memory_limit=10**6
-    ).pretrain
-    assert (len(images), images.common_size) == (50000, 32)
-    np.testing.assert_array_equal(np.bincount(images.labels), [5000] * 10)
+def test_images_of_one_size_are_used_at_it(tmp_path):
+    images = load(prepare(tmp_path, "square"), "square").pretrain
+    assert (images.same_size, images.common_size) == (False, 12)
+    assert images.read(0).shape == [12, 12, 3]
