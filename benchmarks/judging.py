@@ -34,7 +34,7 @@ class Anonymous(threading.Thread):
 
     def __init__(self):
         super().__init__(daemon=True)
-        self.start_value = self.most = self.now()
+        self.least = self.most = self.now()
 
     @staticmethod
     def now():
@@ -86,33 +86,31 @@ def measure(folder):
     memory.start()
     start = time.perf_counter()
     judge(*parts)
-    print(time.perf_counter() - start, memory.most, memory.start_value)
+    print(time.perf_counter() - start, memory.most, memory.least)
 
 
 def main(argv):
-    with tempfile.TemporaryDirectory(dir=FLAGS.folder) as folder:
-        if FLAGS.one:
+    if FLAGS.one:
+        with tempfile.TemporaryDirectory(dir=FLAGS.folder) as folder:
             measure(folder)
-            return
-        names = ("queries", "length", "classes", "probe_epochs")
-        options = {name: FLAGS[name].value for name in names}
-        if FLAGS.folder:
-            options["folder"] = FLAGS.folder
-        figures = {}
-        print("protocol       rows   seconds   anonymous MB at most   at the start")
-        for protocol in ("knn", "probe"):
-            peaks = []
-            for rows in (FLAGS.features, 10 * FLAGS.features):
-                found = record.in_a_process(
-                    "judging", features=rows, protocol=protocol, **options
-                )
-                figures[f"{protocol} {rows}"] = found
-                seconds, most, least = found
-                peaks.append(most)
-                print(
-                    f"{protocol:8} {rows:10,} {seconds:9.1f} {most:22.0f} {least:14.0f}"
-                )
-            print(f"{protocol:8} ratio of the peaks {peaks[1] / peaks[0]:.2f}")
+        return
+    names = ("queries", "length", "classes", "probe_epochs")
+    options = {name: FLAGS[name].value for name in names}
+    if FLAGS.folder:
+        options["folder"] = FLAGS.folder
+    figures = {}
+    print("protocol       rows   seconds   anonymous MB at most   at the start")
+    for protocol in ("knn", "probe"):
+        peaks = []
+        for rows in (FLAGS.features, 10 * FLAGS.features):
+            found = record.in_a_process(
+                "judging", features=rows, protocol=protocol, **options
+            )
+            figures[f"{protocol} {rows}"] = found
+            seconds, most, least = found
+            peaks.append(most)
+            print(f"{protocol:8} {rows:10,} {seconds:9.1f} {most:22.0f} {least:14.0f}")
+        print(f"{protocol:8} ratio of the peaks {peaks[1] / peaks[0]:.2f}")
     record.append("judging", {**figures, **options}, FLAGS.results)
 
 
