@@ -169,7 +169,7 @@ def _load_folder(root, check, memory_limit, log, labels, decoder):
     dataset.decoder = decoder
 
     def images(files, class_names):
-        return _images_of(files, class_names, sizes, memory_limit, decoder)
+        return _images_of(files, class_names, sizes, memory_limit, decoder, root)
 
     with checking.naming_unreadable(found.pretrain, log):
         if found.class_names:
@@ -183,7 +183,7 @@ def _load_folder(root, check, memory_limit, log, labels, decoder):
     return dataset
 
 
-def _images_of(files, class_names, sizes, memory_limit, decoder):
+def _images_of(files, class_names, sizes, memory_limit, decoder, root):
     """The images of (path, class), in memory where they are small and of one size."""
     paths = [path for path, _ in files]
     labels = None
@@ -191,7 +191,7 @@ def _images_of(files, class_names, sizes, memory_limit, decoder):
         labels = [class_names.index(class_name) for _, class_name in files]
     # Bytes, since a file's name need not be UTF-8.
     sources = list(map(os.fsencode, paths))
-    encoded = EncodedImages(sources, labels, decoder=decoder)
+    encoded = EncodedImages(sources, labels, decoder=decoder, root=root)
     size, *others = {sizes.get(path) for path in paths}
     if others or not size or max(size) > LARGEST_KEPT:
         return encoded
@@ -207,9 +207,7 @@ def _kept(encoded, size):
     decoded = indices.map(encoded.read, tf.data.AUTOTUNE)
     for index, image in enumerate(decoded.as_numpy_iterator()):
         pixels[index] = image
-    kept = ArrayImages(pixels, encoded.labels)
-    kept.names = files_of(encoded) or None
-    return kept
+    return ArrayImages(pixels, encoded.labels, encoded.name)
 
 
 def _load_packed(root, memory_limit, decoder, log):
@@ -334,9 +332,13 @@ def _tfds_images(builder, split, memory_limit, decoder, log):
             labels.append(record["label"])
         if "file_name" in record:
             names.append(record["file_name"])
-    images = EncodedImages(encoded, labels if has_labels else None, True, decoder)
-    images.names = names or None
-    return images
+    return EncodedImages(
+        encoded,
+        labels if has_labels else None,
+        True,
+        decoder,
+        names=(lambda index: os.fsdecode(names[index])) if names else None,
+    )
 
 
 def _tfds_shards(builder, split, decoder, log):

@@ -2,6 +2,8 @@
 
 import os
 
+import os
+
 import numpy as np
 import tensorflow as tf
 
@@ -22,17 +24,17 @@ class ArrayImages:
     Args:
         images: uint8 array [count, height, width, channels].
         labels: integer array [count], or None.
+        names: function from an index to the image's name, such as a path; or None.
     """
 
     same_size = True
-    names = None  # of the files they were read from
-
-    def __init__(self, images, labels=None):
+    def __init__(self, images, labels=None, names=None):
         # On the host, so that a GPU is not filled with the data set. A tensor that a
         # dataset captures is passed by reference, not copied into its graph.
         with tf.device("CPU"):
             self.images = tf.constant(images)
         self.labels = None if labels is None else np.asarray(labels)
+        self.names = names
 
     def __len__(self):
         return len(self.images)
@@ -62,6 +64,10 @@ class ArrayImages:
         """The image at an index, or the batch at several: uint8, in a graph."""
         return tf.gather(self.images, index)
 
+    def name(self, index):
+        """The name of an image for people, or None."""
+        return self.names(index) if self.names else None
+
 
 class EncodedImages:
     """Images of any size, decoded when they are read.
@@ -72,17 +78,27 @@ class EncodedImages:
         labels: integer array [count], or None.
         in_memory: whether `sources` are the images themselves.
         decoder: `decoding.Decoder`.
+        root: folder that the images' names are relative to.
+        names: function from an index to the name of an image in memory, or None.
     """
 
     same_size = False
     common_size = DEFAULT_SIZE
-    names = None  # of images in memory, the files they were read from
 
-    def __init__(self, sources, labels=None, in_memory=False, decoder=decoding.DEFAULT):
+    def __init__(
+        self,
+        sources,
+        labels=None,
+        in_memory=False,
+        decoder=decoding.DEFAULT,
+        root=None,
+        names=None,
+    ):
         with tf.device("CPU"):
             self.sources = tf.constant(sources, tf.string)
         self.labels = None if labels is None else np.asarray(labels)
         self.in_memory, self.decoder = in_memory, decoder
+        self.root, self.names = root, names
 
     def __len__(self):
         return len(self.sources)
@@ -105,6 +121,17 @@ class EncodedImages:
     def read(self, index):
         """The decoded image at an index, uint8 [height, width, channels]."""
         return decoding.decode(self.encoded(index), self.decoder)
+
+    def name(self, index):
+        """The path of an image's file below the root, or None.
+
+        Without a root only the file's name: the path is nobody else's business.
+        """
+        if self.in_memory:
+            return self.names(index) if self.names else None
+        path = os.fsdecode(self.sources[index].numpy())
+        inside = self.root and os.path.relpath(path, self.root)
+        return inside or os.path.basename(path)
 
 
 class Subset:
@@ -152,6 +179,10 @@ class Subset:
         """The bytes of the image at an index, for encoded images, in a graph."""
         return self.images.encoded(tf.gather(self.indices, index))
 
+    def name(self, index):
+        """The name of an image for people, or None."""
+        return name_of(self.images, int(self.indices[index]))
+
 
 def in_channels(pixels, channels):
     """NumPy pixels [..., 1, 3 or 4] as 1, 3 or 4 channels, as `decode` does."""
@@ -165,6 +196,11 @@ def in_channels(pixels, channels):
         pixels = np.repeat(pixels, 3, axis=-1)
     opaque = np.full([*pixels.shape[:-1], 1], 255, np.uint8)
     return np.concatenate([pixels, opaque], axis=-1)[..., :channels]
+
+
+def name_of(images, index):
+    """The name of an image of a set for people; None where the set has no names."""
+    return images.name(index) if hasattr(images, "name") else None
 
 
 def files_of(images):
@@ -251,10 +287,10 @@ def names_of(images):
     if isinstance(images, Subset):
         names = names_of(images.images)
         return names and [names[i] for i in images.indices.numpy()]
-    names = getattr(images, "names", None)
-    if names is None:
-        names = files_of(images) or None
-    return names and [os.path.basename(os.fsdecode(name)) for name in names]
+    names = list(map(os.fsdecode, files_of(images)))
+    if not names and name_of(images, 0) is not None:
+        names = [images.name(i) for i in range(len(images))]
+    return [os.path.basename(name) for name in names] or None
 
 
 def spread_indices(images, count=None):

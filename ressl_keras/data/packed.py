@@ -66,6 +66,10 @@ class PackedImages:
         return decoding.decode(self.encoded(index), self.decoder)
 
     def name(self, index):
+        """The name of the file that was packed, or None."""
+        return os.fsdecode(self.index.names[index]) or None
+
+    def place(self, index):
         """Where the image at an index is, in words."""
         path = self.index.paths[self.index.shards[index]]
         return f"{path}, byte {self.index.offsets[index]}"
@@ -84,7 +88,7 @@ class PackedImages:
         shard, length = int(records.shards[index]), int(records.lengths[index])
         encoded = self._shards.read(shard, length, int(records.offsets[index]))
         if len(encoded) < length:
-            raise EOFError(f"{self.name(index)}: the file is shorter than it was.")
+            raise EOFError(f"{self.place(index)}: the file is shorter than it was.")
         # In an array of its own NumPy would strip zeros from the end.
         found = np.empty([], object)
         found[()] = encoded

@@ -216,7 +216,7 @@ def _parse_example(record, path, number):
 def _find(image, record):
     """Where the bytes of an image begin in its record; equal bytes will do.
 
-    `bytes.index` prepares a search for all of the image, which takes as long as reading.
+    `bytes.index` prepares a search for all of the image, as slow as reading it.
     """
     start = record.index(image[:64])
     while not record.startswith(image, start):
