@@ -4,6 +4,10 @@ import math
 
 import numpy as np
 
+# Below one of these the embeddings have collapsed.
+LEAST_RANK = 2
+LEAST_STD = 0.1
+
 
 def effective_rank(embeddings):
     """Number of dimensions that the embeddings use (RankMe, arXiv 2210.02885).
@@ -42,6 +46,16 @@ def relative_std(embeddings):
     return float(embeddings.std(axis=0).mean() * math.sqrt(embeddings.shape[1]))
 
 
+def has_collapsed(rank, std):
+    """Whether all images get nearly the same embedding.
+
+    Args:
+        rank: `effective_rank` of the embeddings.
+        std: `relative_std` of the embeddings.
+    """
+    return rank < LEAST_RANK or std < LEAST_STD
+
+
 def warnings(rank, std, teacher_entropy=None, references=None):
     """Signs of collapse in plain words, each with the flag that usually helps.
 
@@ -56,7 +70,7 @@ def warnings(rank, std, teacher_entropy=None, references=None):
         List of strings, empty where all is well.
     """
     found = []
-    if rank < 2 or std < 0.1:
+    if has_collapsed(rank, std):
         found.append(
             "The embeddings collapse: all images get nearly the same embedding "
             f"(effective rank {rank:.1f}, relative standard deviation {std:.2f}). "
