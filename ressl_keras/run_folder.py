@@ -29,8 +29,10 @@ class RunFolder:
 
     Attributes:
         flags: the effective settings, a flagfile.
-        metrics: one row per epoch, CSV.
+        metrics: one row per epoch, CSV; before them a row of the untrained encoder.
+        history: when, on what and how long the run trained, JSON.
         network: the network that the run began with, where it is the user's own.
+        initial: the encoder before the first step, a Keras file.
         encoder: the student's backbone, a Keras file.
         description: facts about the encoder, JSON.
         card: the encoder's model card, Markdown.
@@ -49,7 +51,9 @@ class RunFolder:
         self.path = str(path)
         self.flags = self._inside("flags.txt")
         self.metrics = self._inside("metrics.csv")
+        self.history = self._inside("history.json")
         self.network = self._inside("network.keras")
+        self.initial = self._inside("initial.keras")
         self.encoder = self._inside("encoder.keras")
         self.description = self._inside("encoder.json")
         self.card = self._inside("README.md")
@@ -243,6 +247,10 @@ class RunFolder:
     def has_encoder(self):
         """Whether the encoder's file is there; a damaged one is set aside."""
         return _is_sound(self.encoder, _check_archive)
+
+    def has_initial(self):
+        """Whether the encoder's first state is there; a damaged one is set aside."""
+        return _is_sound(self.initial, _check_archive)
 
     def read_metrics(self):
         """Rows of the metrics table, a list of dicts of strings; may be empty.

@@ -13,7 +13,14 @@ from ressl_keras import UsageError
 from ressl_keras.data import pipeline
 from ressl_keras.method import objectives
 from ressl_keras.run_folder import RunFolder
-from ressl_keras.training import callbacks, checkpoints, progress, tensorboard
+from ressl_keras.training import (
+    build,
+    callbacks,
+    checkpoints,
+    history,
+    progress,
+    tensorboard,
+)
 
 
 def batches(random, count):
@@ -119,6 +126,7 @@ def test_nothing_is_read_from_the_device_between_two_reports(tmp_path):
         callbacks.Throughput(8),
         callbacks.CollapseMonitor(8),
         callbacks.MetricsTable(RunFolder(tmp_path)),
+        history.History(RunFolder(tmp_path), 0, build.Plan(8), 8),
         tensorboard.StepScalars(tmp_path, every=100),
         tensorboard.Profiler(tmp_path, write_graph=False),
         progress.Progress(1000, 90, log, every=1e9),
@@ -134,7 +142,7 @@ def test_nothing_is_read_from_the_device_between_two_reports(tmp_path):
             listeners.on_train_batch_begin(batch)
             listeners.on_train_batch_end(batch, {"loss": OnDevice()})
         assert OnDevice.reads == 0
-        assert [each.step for each in run if hasattr(each, "step")] == [89] * 6
+        assert [each.step for each in run if hasattr(each, "step")] == [89] * 7
     finally:
         model.step = counter
         listeners.on_train_end()

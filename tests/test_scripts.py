@@ -81,12 +81,18 @@ def test_a_run_leaves_the_files_that_others_rely_on(trained):
     table = rows(workdir)
     assert list(table[0])[:4] == ["epoch", "step", "loss", "knn_top1"]
     assert [(row["epoch"], row["step"]) for row in table] == [
+        ("0", "0"),
         ("1", "3"),
         ("2", "6"),
         ("3", "9"),
     ]
-    assert all(float(row["loss"]) > 0 for row in table)
+    start, *table = table
+    assert all(float(row["loss"]) > 0 for row in table) and not start["loss"]
     results = json.loads((workdir / "evaluation.json").read_text())
+    # One untrained network, in the log, the table and the evaluation.
+    untrained = results["knn"]["untrained_top1"]
+    assert float(start["knn_top1"]) == pytest.approx(untrained, abs=0.005)
+    assert f"kNN of the untrained encoder: {untrained:.2f} % of 4 test" in output
     assert {"top1", "untrained_top1"} <= set(results["knn"])
     assert {"top1", "top5", "untrained_top1"} <= set(results["linear"])
     assert (workdir / "encoder.keras").exists()

@@ -2,8 +2,6 @@
 
 import os
 
-import os
-
 import numpy as np
 import tensorflow as tf
 
@@ -28,6 +26,7 @@ class ArrayImages:
     """
 
     same_size = True
+
     def __init__(self, images, labels=None, names=None):
         # On the host, so that a GPU is not filled with the data set. A tensor that a
         # dataset captures is passed by reference, not copied into its graph.

@@ -26,7 +26,7 @@ from ressl_keras.data.images import (
 from ressl_keras.encoders.encoder import clone_encoder, is_frozen
 from ressl_keras.errors import UsageError, closest, printable
 from ressl_keras.evaluation import classifiers, knn, neighbours
-from ressl_keras.evaluation.features import Resources, readable_features
+from ressl_keras.evaluation.features import ONE_DEVICE, Resources, readable_features
 from ressl_keras.evaluation_options import PROBES, PROTOCOLS, EvaluationOptions
 from ressl_keras.run_folder import read_lines
 
@@ -54,7 +54,7 @@ class Predictions:
 
 
 def untrained(encoder):
-    """The same network with fresh weights and the same preprocessing.
+    """The same network with fresh random weights and the same preprocessing.
 
     Returns:
         A `keras.Model`, or None if the network cannot be built again: a SavedModel, or
@@ -73,6 +73,7 @@ def evaluate(
     dataset: Dataset,
     protocols: Sequence[str] = ("knn", "linear"),
     *,
+    initial: keras.Model | None = None,
     picture: str = "neighbours.png",
     predictions: Predictions | None = None,
     strategy: tf.distribute.Strategy | None = None,
@@ -86,6 +87,8 @@ def evaluate(
         encoder: `keras.Model` from images in 0-255 to features [batch, dim].
         dataset: `Dataset`, labelled for all protocols but `neighbours`.
         protocols: any of `knn`, `linear`, `finetune` and `neighbours`.
+        initial: the encoder as it was before its training, to compare with; None takes
+            the same network with fresh random weights.
         picture: PNG file that `neighbours` writes.
         predictions: `Predictions` that receives features and predicted classes.
         strategy: `tf.distribute.Strategy` in whose scope the encoder was loaded; None
@@ -114,10 +117,18 @@ def evaluate(
             # On Linux a memory map outlives its file.
             work = stack.enter_context(tempfile.TemporaryDirectory())
         resources = Resources(strategy, options.feature_cache, work, log)
-        return run(encoder, dataset, options, resources, predictions, picture)
+        return run(encoder, dataset, options, resources, predictions, picture, initial)
 
 
-def run(encoder, dataset, options, resources, predictions=None, picture=None):
+def run(
+    encoder,
+    dataset,
+    options,
+    resources,
+    predictions=None,
+    picture=None,
+    initial=None,
+):
     """What `evaluate` does, with `EvaluationOptions` and `features.Resources`."""
     _check(encoder, dataset, options.protocol, options.probe)
     results = {protocol: {} for protocol in options.protocol}
@@ -127,22 +138,23 @@ def run(encoder, dataset, options, resources, predictions=None, picture=None):
         )
     if set(results) - {"neighbours"}:
         found = predictions or Predictions()
-        _run_judges(encoder, dataset, options, resources, found, results)
+        keras.utils.set_random_seed(options.seed)
+        with resources.scope():
+            other = initial or untrained(encoder)
+        models = encoder, other
+        _run_judges(models, dataset, options, resources, found, results)
     return results if resources.chief else {}
 
 
-def _run_judges(encoder, dataset, options, resources, predictions, results):
+def _run_judges(models, dataset, options, resources, predictions, results):
     """Runs the protocols that have accuracies and puts these into the results."""
     train, facts = _labelled(dataset.train, options, resources.log)
     judges = [protocol for protocol in options.protocol if protocol != "neighbours"]
     for protocol in judges:
         results[protocol] |= facts
-    keras.utils.set_random_seed(options.seed)
-    with resources.scope():
-        other = untrained(encoder)
     for which, prefix, model, found in (
-        ("trained", "", encoder, predictions),
-        ("untrained", "untrained_", other, Predictions()),
+        ("trained", "", models[0], predictions),
+        ("untrained", "untrained_", models[1], Predictions()),
     ):
         if model is None:
             resources.log("The network cannot be built again: no untrained figures.")
@@ -152,6 +164,25 @@ def _run_judges(encoder, dataset, options, resources, predictions, results):
         for protocol in judges:
             for name, value in (judge.accuracy(protocol) or {}).items():
                 results[protocol][prefix + name] = round(value, 2)
+
+
+def predict(encoder, dataset):
+    """What kNN makes of a data set, for a report without a new evaluation.
+
+    Args:
+        encoder: as in `evaluate`.
+        dataset: labelled `Dataset`.
+
+    Returns:
+        A `Predictions`.
+    """
+    found, sets = (
+        Predictions(dataset.train, dataset.test),
+        (dataset.train, dataset.test),
+    )
+    judge = _Judge(encoder, "trained", *sets, found, EvaluationOptions(), ONE_DEVICE)
+    judge.accuracy("knn")
+    return found
 
 
 def _check(encoder, dataset, protocols, probe):

@@ -220,6 +220,12 @@ class KNNMonitor(keras.callbacks.Callback):
         self.every, self.last_epoch = every, last_epoch
         self.train_count, self.test_count = train_count, test_count
 
+    @property
+    def counts(self):
+        """Numbers of neighbours and of test images that are used, a list."""
+        train = min(self.train_count, len(self.train))
+        return [train, min(self.test_count, len(self.test))]
+
     def measure(self):
         """Top-1 accuracy now, in per cent."""
         train = extract(self.encoder, self.train, self.train_count)
@@ -234,6 +240,8 @@ class KNNMonitor(keras.callbacks.Callback):
 class MetricsTable(StepCallback):
     """Writes one row an epoch to the run's metrics table, and keeps earlier rows.
 
+    Row 0 is that of the encoder before the first step, with its kNN accuracy alone.
+
     Keras' CSVLogger fixes its columns by the first epoch, in which kNN may not have
     been evaluated, and appends blindly when a run is resumed.
 
@@ -246,10 +254,20 @@ class MetricsTable(StepCallback):
         self.folder = folder
 
     def on_epoch_end(self, epoch, logs=None):
-        row = {"epoch": epoch + 1, "step": self.step}
+        self.write(epoch + 1, self.step, logs)
+
+    def write(self, epoch, step, logs):
+        """Writes a row in place of those of the same and of later epochs.
+
+        Args:
+            epoch: number of the epoch, from 1; 0: before the first step.
+            step: training steps completed.
+            logs: dict of numbers.
+        """
+        row = {"epoch": epoch, "step": step}
         row |= {name: f"{value:.8g}" for name, value in logs.items()}
         earlier = [
-            old for old in self.folder.read_metrics() if int(old["epoch"]) <= epoch
+            old for old in self.folder.read_metrics() if int(old["epoch"]) < epoch
         ]
         first_columns = ("epoch", "step", "loss", "knn_top1")
         self.folder.write_metrics([*earlier, row], first_columns)

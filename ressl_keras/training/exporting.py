@@ -8,7 +8,7 @@ from ressl_keras.encoders.building import build_encoder, normalized
 from ressl_keras.encoders.encoder import is_frozen, load_encoder
 from ressl_keras.encoders.export import check_formats, save_all
 from ressl_keras.errors import UsageError
-from ressl_keras.run_folder import RunFolder, read_json
+from ressl_keras.run_folder import RunFolder, read_json, replacing
 from ressl_keras.training import checkpoints
 from ressl_keras.training.backbones import own_network
 from ressl_keras.training.build import Plan, build_model, decoder_of
@@ -210,6 +210,19 @@ def _named(described):
     words = described["source"] or f"the {described['network']}"
     words += " with its projector" if described["projector"] else ""
     return words + (" at unit length" if described["normalized"] else "")
+
+
+def keep_initial(backbone, folder, size):
+    """Writes the encoder before the first step, to compare later ones with.
+
+    Args:
+        backbone: functional `keras.Model` from normalised images to features.
+        folder: `RunFolder` of the run.
+        size: side of the images in pixels.
+    """
+    encoder = build_encoder(backbone, size=size)
+    with replacing(folder.initial) as path:
+        encoder.save(path)
 
 
 def facts(config, dataset_name, step, knn_top1):

@@ -42,7 +42,8 @@ from ressl_keras.training.callbacks import (
     StopOnNaN,
     Throughput,
 )
-from ressl_keras.training.exporting import facts
+from ressl_keras.training.exporting import facts, keep_initial
+from ressl_keras.training.history import History
 from ressl_keras.training.initial import preprocessing_of, start_from
 from ressl_keras.training.memory import check_memory
 from ressl_keras.training.precision import choose_precision
@@ -136,6 +137,7 @@ class _Run:
     encoder: keras.Model | None = None
     first_step: int = 0
     saving: checkpoints.Checkpoints | None = None
+    history: History | None = None
 
     def prepare(self, strategy, backbone=None, objective=None):
         """Builds the model and restores it from the newest checkpoint."""
@@ -156,8 +158,11 @@ class _Run:
             if network is not None and ":" not in config.backbone:
                 keep_network(network, folder)
         self.first_step = _restore(self.model, folder, strategy)
-        if config.init and not self.first_step:
-            start_from(self.model, config, self.log)
+        if not self.first_step:
+            if config.init:
+                start_from(self.model, config, self.log)
+            if distribution.is_chief(strategy):
+                keep_initial(self.model.backbone, folder, plan.image_size)
 
     def train(self, strategy, chief, verbose, callbacks):
         """Trains from the first step to the last."""
@@ -177,7 +182,8 @@ class _Run:
         with self.naming_unreadable(strategy):
             callbacks = self.callbacks(timer, chief, verbose, callbacks)
             try:
-                self.fit(segments, timer, callbacks, strategy)
+                with self.history or contextlib.nullcontext():
+                    self.fit(segments, timer, callbacks, strategy)
             finally:
                 if self.saving:
                     self.saving.close()
@@ -255,6 +261,11 @@ class _Run:
             plan.steps_per_epoch,
             config.checkpoint_minutes,
         )
+        monitors = self._monitors()
+        counts = [each.counts for each in monitors if isinstance(each, KNNMonitor)]
+        self.history = History(
+            folder, self.first_step, plan, config.batch_size, *counts
+        )
         return [
             *found,
             CollapseMonitor(
@@ -262,8 +273,9 @@ class _Run:
                 relational="teacher" in used,
                 warn=self.log,
             ),
-            *self._monitors(),
+            *monitors,
             MetricsTable(folder),
+            self.history,
             StepScalars(folder.tensorboard, config.log_every, config.to_flags()),
             Profiler(
                 folder.tensorboard, write_graph=False, profile_batch=config.profile or 0
@@ -281,9 +293,7 @@ class _Run:
         if dataset.labelled and self.config.knn_every:
             monitors.append(KNNMonitor(self.encoder, dataset.train, dataset.test, *due))
             if not self.first_step:
-                untrained = monitors[0].measure()
-                which = "starting" if self.config.init else "untrained"
-                self.log(f"kNN of the {which} encoder: {untrained:.2f} %")
+                self._measure_start(monitors[0])
         if not self.first_step or not folder.has_views():
             preview(dataset, folder.path, self.config, own_views=self.own_views)
         shown = dataset.test if dataset.labelled else dataset.pretrain
@@ -298,6 +308,17 @@ class _Run:
             )
         )
         return monitors
+
+    def _measure_start(self, monitor):
+        """The kNN accuracy that later ones are compared with: a line and a row."""
+        untrained = monitor.measure()
+        which = "starting" if self.config.init else "untrained"
+        bank, queries = monitor.counts
+        self.log(
+            f"kNN of the {which} encoder: {untrained:.2f} % of {queries:,} test "
+            f"images, among {bank:,} labelled ones"
+        )
+        MetricsTable(self.folder).write(0, 0, {"knn_top1": untrained})
 
     def export(self):
         """Writes the encoder's files; returns the path of the first."""
