@@ -17,7 +17,7 @@ def texts(svg):
 
 
 def test_curves_tell_where_they_begin_and_end():
-    lines = {"one_entropy": [(10, 3.0), (20, 1.25)], "other": [(10, 2.0), (30, 4.0)]}
+    lines = {"one entropy": [(10, 3.0), (20, 1.25)], "other": [(10, 2.0), (30, 4.0)]}
     svg = figures.curves("c", "Both", lines, "nats", guide=2.5)
     assert ElementTree.fromstring(svg).get("aria-label") == (
         "Both over steps: one entropy from 3 to 1.25 nats; other from 2 to 4 nats, at "
@@ -31,6 +31,50 @@ def test_a_single_point_is_drawn():
         figures.curves("c", "x", {"x": points}) for points in ([(1, 2.0)], [(1, 7.0)])
     )
     assert first != second and first.count("<use") > 4
+
+
+def test_what_happened_in_a_run_is_marked_and_told():
+    lines = {"loss": [(0, 4.0), (100, 6.0)]}
+    svg = figures.curves("c", "Loss", lines, mark=(50, "Relation from here"))
+    assert "Relation from here at step 50." in ElementTree.fromstring(svg).get(
+        "aria-label"
+    )
+    assert "Relation from here" in texts(svg)
+    assert "Relation" not in figures.curves("c", "Loss", lines)
+
+
+@pytest.mark.parametrize(
+    "values, options, low, high",
+    [
+        # Noise of a tenth of a per cent lies flat on an axis of ten.
+        ([0.10, 0.14], {"least": 10, "zero": True}, 0, 10.5),
+        ([30.0, 50.0], {"least": 10, "zero": True}, 0, 52.5),
+        ([60.0, 61.0], {"least": 10}, 55, 66),
+        ([5.0, 7.0], {"least": 0.5}, 4.9, 7.1),
+        ([98.0, 99.5], {"least": 10, "most": 100}, 89, 100.3),
+        ([1.0, 2.0], {"least": 10}, 0, 7),  # never below zero without need
+        ([-1.0, 3.0], {"zero": True}, -1.2, 3.2),
+        ([float("nan"), 2.0, float("inf")], {"least": 2}, 0.9, 3.1),
+        ([float("nan")], {"zero": True, "least": 1}, 0, 1.05),
+    ],
+)
+def test_an_axis_is_no_shorter_than_what_matters(values, options, low, high):
+    found = figures.value_range(values, **options)
+    assert found == pytest.approx((low, high), abs=0.15)
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-9, 12345.0, -3.0])
+def test_a_constant_has_an_axis_around_it(value):
+    low, high = figures.value_range([value, value])
+    assert low <= value < high or low < value <= high
+    assert low < high
+
+
+def test_more_curves_than_colours_differ_in_their_dashes():
+    lines = {f"run {i}": [(1, 1.0 * i), (2, 2.0 * i)] for i in range(9)}
+    svg = figures.curves("c", "Runs", lines)
+    assert {f"run {i}" for i in range(9)} <= set(texts(svg))
+    assert "stroke-dasharray" in svg
 
 
 def test_figures_of_a_page_share_no_names():

@@ -34,15 +34,25 @@ def save_encoder(encoder, workdir, description):
     """
     folder = RunFolder(workdir)
     described = describe(encoder, description)
-    with replacing(folder.encoder) as path:
-        encoder.save(path)
-        # Keras reads the files of the archive that it knows, and no others.
-        with zipfile.ZipFile(path, "a") as archive:
-            archive.writestr(
-                os.path.basename(folder.description), json.dumps(described, indent=2)
-            )
+    write_encoder(encoder, folder.encoder, described)
     write_json(folder.description, described)
     return folder.encoder
+
+
+def write_encoder(encoder, path, described):
+    """Writes an encoder's file, with its description inside.
+
+    Args:
+        encoder: result of `build_encoder`.
+        path: `.keras` file to write.
+        described: dict that JSON can hold.
+    """
+    with replacing(path) as temporary:
+        encoder.save(temporary)
+        # Keras reads the files of the archive that it knows, and no others.
+        with zipfile.ZipFile(temporary, "a") as archive:
+            name = os.path.basename(RunFolder("").description)
+            archive.writestr(name, json.dumps(described, indent=2))
 
 
 def describe(encoder, description):

@@ -60,11 +60,16 @@ def _drawn(draw, name, size, alt):
         figure.savefig(file, format="svg", transparent=True, dpi=144, metadata=nothing)
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
-    svg = svg.replace(COLOURS[0], f"var(--blue, {COLOURS[0]})")
+    svg = svg.replace(COLOURS[0], adapting(COLOURS[0]))
     # Names are of the page, and every figure begins with the same ones.
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
     label = _escaped(alt)
     return svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
+
+
+def adapting(colour):
+    """A colour as CSS; the blue follows the page, being too dark on a dark one."""
+    return f"var(--blue, {colour})" if colour == COLOURS[0] else colour
 
 
 def _escaped(text):
@@ -73,7 +78,9 @@ def _escaped(text):
     return text
 
 
-def curves(name, title, lines, unit="", guide=None):
+def curves(
+    name, title, lines, unit="", guide=None, mark=None, size=(4.4, 2.5), **range_options
+):
     """A few curves over the steps of a run.
 
     Args:
@@ -82,32 +89,79 @@ def curves(name, title, lines, unit="", guide=None):
         lines: dict from name of a curve to its list of (step, value).
         unit: of the values.
         guide: a value to mark by a dashed line, or None.
+        mark: (step, words) of something that happened in the run, or None; without
+            words a line alone.
+        size: width and height in inches of 72 pixels.
+        **range_options: further arguments of `value_range`.
 
     Returns:
         SVG, a string.
     """
     told = []
-    lines = {label.replace("_", " "): points for label, points in lines.items()}
     for label, points in lines.items():
         first, last = points[0][1], points[-1][1]
         told.append(f"{label} from {first:.4g} to {last:.4g} {unit}".strip())
     last_step = max(points[-1][0] for points in lines.values())
     alt = f"{title} over steps: {'; '.join(told)}, at step {last_step}."
+    if mark and mark[1]:
+        alt += f" {mark[1]} at step {mark[0]}."
+    values = [value for points in lines.values() for _, value in points]
+    values += [] if guide is None else [guide]
 
     def draw(figure):
         axes = figure.add_subplot(xlabel="step", ylabel=unit)
         axes.locator_params(nbins=5)
-        axes.set_xlim(0, 1.03 * last_step)
-        for (label, points), colour in zip(lines.items(), COLOURS):
+        axes.set_xlim(0, 1.03 * max(last_step, 1))
+        axes.set_ylim(*value_range(values, **range_options))
+        for number, (label, points) in enumerate(lines.items()):
             marker = "o" if len(points) < 30 else ""
-            style = {"marker": marker, "ms": 3, "color": colour, "label": label}
-            axes.plot(*zip(*points), **style)
+            colour = COLOURS[number % len(COLOURS)]
+            dashes = ("-", "--", ":")[number // len(COLOURS) % 3]
+            style = {"marker": marker, "ms": 3, "color": colour, "ls": dashes}
+            axes.plot(*zip(*points), **style, label=label)
         if guide is not None:
             axes.axhline(guide, ls="--", lw=0.8, color=_INK, alpha=0.6)
+        if mark:
+            axes.axvline(mark[0], ls=":", lw=1, color=_INK, alpha=0.8)
+            words = {"rotation": 90, "fontsize": 8, "ha": "right", "va": "top"}
+            place = {"xy": (mark[0], 1), "xycoords": ("data", "axes fraction")}
+            left = {"xytext": (-4, 0), "textcoords": "offset points"}
+            axes.annotate(mark[1], **place, **left, **words)
         if len(lines) > 1:
             axes.legend()
 
-    return _drawn(draw, name, (4.4, 2.5), alt)
+    return _drawn(draw, name, size, alt)
+
+
+def value_range(values, least=0.0, zero=False, most=None):
+    """The range of an axis that does not blow noise up.
+
+    Args:
+        values: numbers to show; those that are not finite are left out.
+        least: the smallest length of the range.
+        zero: whether it begins at zero.
+        most: the largest possible value, or None.
+
+    Returns:
+        Tuple of the lower and the upper end.
+    """
+    finite = [value for value in values if np.isfinite(value)] or [0.0]
+    low, high = min(finite), max(finite)
+    positive = low >= 0
+    low = min(low, 0.0) if zero else low
+    # A range of length zero is no axis.
+    missing = max(least, 1e-3 * abs(high), 1e-12) - (high - low)
+    if missing > 0:
+        low, high = (low, high + missing) if zero else _widened(low, high, missing)
+    margin = 0.05 * (high - low)
+    low, high = low - (0.0 if zero and low == 0 else margin), high + margin
+    if most is not None and high > most and max(finite) <= most:
+        low, high = low - (0.0 if zero else high - most), most + 0.02 * (high - low)
+    return (max(low, 0.0) if positive else low), high
+
+
+def _widened(low, high, by):
+    return low - by / 2, high + by / 2
 
 
 def scatter(name, points, labels):

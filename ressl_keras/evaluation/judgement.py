@@ -6,11 +6,11 @@ import shutil
 import tensorflow as tf
 
 from ressl_keras import devices
-from ressl_keras.encoders.encoder import load_encoder
+from ressl_keras.encoders.encoder import is_frozen, load_encoder
 from ressl_keras.evaluation import protocols, report
 from ressl_keras.evaluation.features import Resources
 from ressl_keras.evaluation_options import EvaluationOptions
-from ressl_keras.run_folder import RunFolder, unfinished, write_json
+from ressl_keras.run_folder import RunFolder, read_json, unfinished, write_json
 
 
 def judge(
@@ -46,8 +46,10 @@ def judge(
     options = options or EvaluationOptions()
     resources = Resources(strategy, options.feature_cache, unfinished(output), log)
     predictions = protocols.Predictions()
+    with resources.scope():
+        initial = initial_of(about.get("run"), encoder)
     results = protocols.run(
-        encoder, dataset, options, resources, predictions, folder.neighbours
+        encoder, dataset, options, resources, predictions, folder.neighbours, initial
     )
     if not resources.chief:
         return results
@@ -64,10 +66,34 @@ def judge(
         dataset=dataset,
         results=results,
         predictions=predictions,
+        initial=initial is not None,
         **about,
     )
     shutil.rmtree(resources.work, ignore_errors=True)
     return results
+
+
+def initial_of(run, encoder):
+    """The encoder that a run began with, to compare its encoder with.
+
+    Args:
+        run: work directory of the training, or None.
+        encoder: result of `load_encoder`.
+
+    Returns:
+        A `keras.Model`; None where the run has kept none, or `encoder` is another
+        network, such as one with a projector.
+    """
+    if run is None or is_frozen(encoder) or not RunFolder(run).has_initial():
+        return None
+    initial = load_encoder(RunFolder(run).initial)
+    return initial if _structure(initial) == _structure(encoder) else None
+
+
+def _structure(encoder):
+    """What two states of one network have in common."""
+    kinds = [type(layer).__name__ for layer in encoder.layers]
+    return kinds, [tuple(weight.shape) for weight in encoder.weights]
 
 
 def judge_run(workdir, dataset, evaluated=True, command=None, log=print, strategy=None):
@@ -95,3 +121,38 @@ def judge_run(workdir, dataset, evaluated=True, command=None, log=print, strateg
         report.try_to_write(
             folder.report, log, encoder=encoder, dataset=dataset, **about
         )
+
+
+def report_again(workdir, output, dataset=None, command=None, log=print):
+    """Draws the report of a run again, from its files; nothing is evaluated anew.
+
+    Args:
+        workdir: the run's work directory.
+        output: HTML file to write; None takes the run's report.
+        dataset: `Dataset` of the run, for neighbours, map and classes; None leaves
+            them out.
+        command: the command that repeats the run, a string.
+        log: called with a line of text.
+
+    Returns:
+        Path of the page.
+    """
+    folder = RunFolder(workdir)
+    results, encoder, predictions = read_json(folder.evaluation), None, None
+    if dataset is not None and folder.has_encoder():
+        encoder = load_encoder(folder.encoder)
+        # Of a share of the labels the draw is not known any more.
+        known = "knn" in results and "label_fraction" not in results["knn"]
+        if dataset.labelled and known:
+            log("Extracting features.")
+            predictions = protocols.predict(encoder, dataset)
+    return report.write(
+        output or folder.report,
+        run=workdir,
+        encoder=encoder,
+        dataset=dataset,
+        results=results,
+        predictions=predictions,
+        initial=folder.has_initial(),
+        command=command,
+    )

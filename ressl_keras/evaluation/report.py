@@ -1,55 +1,22 @@
 """A report: one self-contained page of HTML on a run or an encoder."""
 
 import datetime
+import math
 import os
 import traceback
 
-import jinja2
-import tensorflow as tf
 from PIL import Image
 
 from ressl_keras.config import Config
 from ressl_keras.encoders.encoder import describe, is_frozen
 from ressl_keras.errors import disk_error
-from ressl_keras.evaluation import figures, report_images
+from ressl_keras.evaluation import curves, page, report_images
+from ressl_keras.evaluation.machine import devices
 from ressl_keras.evaluation.page import clean, folded, inline
-from ressl_keras.run_folder import RunFolder, read_json, replacing
+from ressl_keras.evaluation.verdict import Numbers, verdict
+from ressl_keras.run_folder import RunFolder, read_json
 
 _TEMPLATE = "report.html"
-
-# Title, unit, columns of metrics.csv, and how to read them.
-_PANELS = (
-    ("Loss", "nats", ["loss"], "It also falls in a collapse; see the spread."),
-    ("kNN accuracy", "%", ["knn_top1"], "On a part of the images, during training."),
-    (
-        "Entropy of the relations",
-        "nats",
-        ["teacher_entropy", "student_entropy"],
-        "Near zero: one-hot. Near the log of the queue's size: uniform.",
-    ),
-    (
-        "Agreement",
-        "share",
-        ["agreement"],
-        "How often teacher and student name the same nearest image of the queue.",
-    ),
-    (
-        "Spread of the embeddings",
-        "",
-        ["embedding_std"],
-        "Standard deviation; the dashed line is the maximum. Near zero: collapse.",
-    ),
-    (
-        "Effective rank",
-        "",
-        ["effective_rank"],
-        "Directions that the embeddings use. Near one: collapse.",
-    ),
-    ("Age of the queue", "steps", ["queue_age"], "Of its oldest embeddings."),
-    ("Learning rate", "", ["learning_rate"], ""),
-    ("Speed", "images/s", ["images_per_second"], ""),
-    ("Waiting for data", "share", ["waiting"], "Near zero is good."),
-)
 
 _PROTOCOLS = {
     "knn": "nearest neighbours",
@@ -67,6 +34,7 @@ def write(
     dataset=None,
     results=None,
     predictions=None,
+    initial=None,
     command=None,
 ):
     """Writes a report of whatever is known; sections without data are left out.
@@ -74,14 +42,15 @@ def write(
     Args:
         path: HTML file to write.
         title: by default the name of the run's folder.
-        run: work directory of the training, with its `encoder.json`, `flags.txt`,
-            `metrics.csv` and `views.png`; or None.
+        run: work directory of the training, with the files of `RunFolder`; or None.
         encoder: `keras.Model` from images in 0-255 to features [batch, dim], for
             neighbours and map; or None.
         dataset: `Dataset` to show the encoder with; with labels or without.
         results: what `protocols.evaluate` returned, or None.
         predictions: the `Predictions` it filled in. Its features are not extracted
             again, and only it has per-class accuracies.
+        initial: whether the untrained figures of `results` are of the network that the
+            run began with; if not, they are of one with fresh random weights.
         command: the command that repeats it, a string.
 
     Returns:
@@ -89,14 +58,20 @@ def write(
     """
     folder = RunFolder(run) if run else None
     description = read_json(folder.description) if run else {}
+    history = read_json(folder.history) if run else {}
     config = folder.read_config(Config) if run and folder.is_run() else None
+    rows = folder.read_metrics() if run else []
     sections = {
         "title": clean(title or os.path.basename(os.path.abspath(run or path))),
         "written": f"{datetime.datetime.now():%Y-%m-%d %H:%M}",
-        "facts": _facts(description, config, encoder, dataset),
-        "results": _results(results),
-        "curves": _curves(folder.read_metrics(), config) if run else [],
+        "facts": _facts(description, config, history, encoder, dataset),
+        "results": rows_of(results),
+        "start": start_of(config),
+        "compared": _compared(initial, config),
+        "judged_on": _judged_on(dataset),
+        "curves": curves.draw(rows, config, history),
         "views": _views(folder) if run else None,
+        "files": page.files_of(folder, path) if run else [],
         "command": command and clean(folded(command)),
         "flags": [clean(line) for line in folder.flag_lines()] if run else [],
         "versions": _versions(description, encoder),
@@ -105,15 +80,9 @@ def write(
         sections |= report_images.look(encoder, dataset, predictions)
     if predictions is not None and predictions.knn_classes is not None:
         sections["classes"] = report_images.classes(predictions, dataset.class_names)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("ressl_keras.evaluation"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template(_TEMPLATE).render(sections)
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        file.write(page)
+    numbers = _numbers(sections, results, rows, config, history, dataset)
+    sections["findings"], sections["tips"] = verdict(numbers)
+    page.write(path, _TEMPLATE, sections)
     return path
 
 
@@ -135,7 +104,62 @@ def try_to_write(path, log=print, **arguments):
         log(f"The report could not be written{why} All other files are complete.")
 
 
-def _facts(description, config, encoder, dataset):
+def _numbers(sections, results, rows, config, history, dataset):
+    """What the verdict is computed from."""
+    columns = curves.columns_of(rows)
+    known = {
+        "accuracies": results or {},
+        "knn": columns.get("knn_top1", []),
+        "knn_images": (history.get("knn_images") or [None, None])[1],
+        "waiting": curves.last_of(columns, "waiting"),
+        "steps": int(rows[-1]["step"]) if rows else None,
+        "start": start_of(config),
+    }
+    if dataset is not None:
+        known["images"] = len(dataset.pretrain)
+        if dataset.labelled:
+            known["test_images"] = len(dataset.test)
+            known["classes"] = len(dataset.class_names)
+    if sections.get("broken"):
+        known |= {"rank": math.nan, "spread": math.nan}
+    elif sections.get("health"):
+        health = sections["health"]
+        known |= {name: health[name] for name in ("rank", "most_rank", "spread")}
+    elif config and "effective_rank" in columns and "embedding_std" in columns:
+        std = curves.last_of(columns, "embedding_std")
+        known["rank"] = curves.last_of(columns, "effective_rank")
+        known["most_rank"] = config.embedding_dim
+        known["spread"] = None if std is None else std * config.embedding_dim**0.5
+    if config:
+        queue = config.references == "queue"
+        known["queue_size"] = config.queue_size if queue else None
+        if config.method == "ressl" and not config.objective:
+            known["teacher_entropy"] = curves.last_of(columns, "teacher_entropy")
+            known["references"] = config.queue_size if queue else config.batch_size - 1
+    return Numbers(**known)
+
+
+def start_of(config):
+    """What the encoder of a run was before its training, in a word."""
+    return "starting" if config and config.init else "untrained"
+
+
+def _compared(initial, config):
+    """What the untrained figures are of, in words."""
+    if not initial:
+        return "the same network with fresh random weights"
+    words = "the network that the run began with"
+    return f"{words} (from --init)" if config and config.init else words
+
+
+def _judged_on(dataset):
+    """The images that accuracies are of, in words."""
+    if dataset is None or not dataset.labelled:
+        return "images"
+    return f"{len(dataset.test):,} images"
+
+
+def _facts(description, config, history, encoder, dataset):
     """Facts of the run: a dict of words and values."""
     facts = {}
     if description:
@@ -147,6 +171,7 @@ def _facts(description, config, encoder, dataset):
     if config:
         for name in ("epochs", "seed", "precision"):
             facts[name] = getattr(config, name)
+    facts |= facts_of_time(history)
     if encoder is not None:
         if not is_frozen(encoder):
             facts["parameters"] = f"{encoder.count_params():,}"
@@ -159,18 +184,40 @@ def _facts(description, config, encoder, dataset):
         if dataset.labelled:
             count = f", {len(dataset.test):,} to test with"
             facts["images"] += f"{count}, {len(dataset.class_names)} classes"
-    facts["devices"] = _devices()
+    facts["report written on"] = devices()
     return {name: clean(value) for name, value in facts.items() if value is not None}
 
 
-def _devices():
-    """The machine that the report is written on, in words."""
-    gpus = tf.config.list_physical_devices("GPU")
-    names = [
-        tf.config.experimental.get_device_details(gpu).get("device_name", "GPU")
-        for gpu in gpus
-    ]
-    return ", ".join(names) or f"CPU, {os.cpu_count()} cores"
+def facts_of_time(history):
+    """When, on what and how long a run trained: a dict of words and values."""
+    parts = [part for part in history.get("parts", []) if part.get("ended")]
+    if not parts:
+        return {}
+    seconds = sum(part["seconds"] for part in parts)
+    steps = sum(part["last_step"] - part["first_step"] for part in parts)
+    last, total = parts[-1], history.get("total_steps")
+    facts = {
+        "started": _moment(parts[0]["started"]),
+        "finished": _moment(last["ended"]),
+        "training time": page.duration(seconds),
+        "trained on": ", then ".join(dict.fromkeys(part["devices"] for part in parts)),
+    }
+    if total and last["last_step"] < total:
+        facts[f"stopped at step {last['last_step']:,} of {total:,}"] = facts.pop(
+            "finished"
+        )
+    if len(parts) > 1:
+        facts["training time"] += f" in {len(parts)} parts"
+    if steps and history.get("steps_per_epoch"):
+        epoch = seconds * history["steps_per_epoch"] / steps
+        facts["time of an epoch"] = page.duration(epoch)
+    return facts
+
+
+def _moment(text):
+    """A moment of the history file, to the minute."""
+    moment = datetime.datetime.fromisoformat(text)
+    return f"{moment.astimezone(datetime.UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def _versions(description, encoder):
@@ -183,7 +230,7 @@ def _versions(description, encoder):
     return versions
 
 
-def _results(results):
+def rows_of(results):
     """Rows of the table of accuracies, in per cent with two digits."""
     rows = []
     for protocol, name in _PROTOCOLS.items():
@@ -197,28 +244,6 @@ def _results(results):
             name += f", {100 * values['label_fraction']:g} % of the labels"
         rows.append({"protocol": protocol, "name": name, **row})
     return rows
-
-
-def _curves(rows, config):
-    """The columns of the metrics table as figures in groups."""
-    columns = {}
-    for row in rows:
-        for name, value in row.items():
-            if value and name not in ("epoch", "step"):
-                points = columns.setdefault(name, [])
-                points.append((int(row["step"]), float(value)))
-    known = {name for _, _, names, _ in _PANELS for name in names}
-    others = [(name, "", [name], "") for name in columns if name not in known]
-    limit = config.embedding_dim**-0.5 if config else None
-    drawn = []
-    for title, unit, names, note in (*_PANELS, *others):
-        lines = {name: columns[name] for name in names if name in columns}
-        if lines:
-            guide = limit if "embedding_std" in lines else None
-            name = f"curve{len(drawn)}"
-            svg = figures.curves(name, title, lines, unit, guide)
-            drawn.append({"title": title, "svg": svg, "note": note})
-    return drawn
 
 
 def _views(folder):

@@ -1,6 +1,7 @@
 """The sections of a report that show images: neighbours, map, classes."""
 
 import dataclasses
+import math
 
 import numpy as np
 from PIL import Image
@@ -12,11 +13,15 @@ from ressl_keras.data.images import Subset, spread_indices
 from ressl_keras.encoders.embed import encode
 from ressl_keras.encoders.encoder import input_size
 from ressl_keras.evaluation import collapse, figures, neighbours, pictures
-from ressl_keras.evaluation.page import inline, named
+from ressl_keras.evaluation.page import inline, named, named_file
 
-# Images that the map and, without labels, everything else is drawn from.
+# Images that the signs of collapse and, without labels, everything is drawn from.
 _MOST = 2000
+_ON_MAP = 1000
 _QUERIES, _NEIGHBOURS = 8, 5
+_TILE = 128  # side in pixels of the largest picture of a neighbour
+# Pixels and bytes of all the map's thumbnails together.
+_SPRITE_PIXELS, _SPRITE_BYTES = 2**22, 2**20
 
 
 @dataclasses.dataclass
@@ -104,11 +109,12 @@ def _neighbours(asked, bank, class_names):
         tiles = []
         for other, image, value in zip(near, bank.squares(near), similar):
             tile = {**_tile(image), "similarity": f"{value:.2f}"}
+            tile["file"] = named_file(bank.images, other)
             if asked.labels is not None and bank.labels is not None:
                 tile["name"] = class_names[bank.labels[other]]
                 tile["same"] = bool(bank.labels[other] == asked.labels[index])
             tiles.append(tile)
-        query = _tile(query)
+        query = {**_tile(query), "file": named_file(asked.images, index)}
         if asked.labels is not None:
             query["name"] = class_names[asked.labels[index]]
         rows.append({"query": query, "tiles": tiles})
@@ -116,27 +122,71 @@ def _neighbours(asked, bank, class_names):
 
 
 def _tile(image):
-    """A square image of at most 96 pixels, inline."""
+    """A square image of at most 128 pixels, inline."""
     picture = Image.fromarray(image)
-    return inline(picture if len(image) <= 96 else pictures.fitted(image, 96))
+    small = len(image) <= _TILE
+    return inline(picture if small else pictures.fitted(image, _TILE), 2**14)
 
 
 def _map(some, class_names):
-    """The features in two dimensions, as points of classes and as thumbnails."""
+    """The features in two dimensions: points of classes, thumbnails, and their data.
+
+    The pictures are for readers without scripts; the data is what the page's script
+    draws.
+    """
+    some = some.take(spread_indices(some.images, _ON_MAP))
     points = project(some.features)
-    drawn = {"count": len(points)}
-    if some.labels is not None and len(class_names) <= figures.MOST_CLASSES:
-        svg = figures.scatter("map", points, some.labels)
-        drawn["svg"] = svg
-        drawn["key"] = [
-            {"colour": colour, "sign": sign, "name": class_names[label]}
-            for label in np.unique(some.labels)
-            for colour, _, sign in [figures.key(label)]
-        ]
-    side, thumbnail = 960, 48
-    shown = pictures.indices_apart(points, thumbnail / (side - thumbnail))
-    picture = pictures.scattered(some.squares(shown), points[shown], side, thumbnail)
-    return {**drawn, "shown": len(shown), "picture": inline(picture)}
+    drawn = {"count": len(points), "key": []}
+    few = len(class_names) <= figures.MOST_CLASSES
+    if some.labels is not None:
+        if few:
+            drawn["svg"] = figures.scatter("map", points, some.labels)
+        for label in map(int, np.unique(some.labels)):
+            colour, sign = figures.key(label)[::2] if few else (None, None)
+            colour = colour and figures.adapting(colour)
+            named_class = {"label": label, "name": class_names[label]}
+            drawn["key"].append({**named_class, "colour": colour, "sign": sign})
+    squares = some.squares(np.arange(len(points)))
+    side, thumbnail = 1200, 72
+    # Images of one class stand together in the set; room is given in another order.
+    order = np.random.default_rng(0).permutation(len(points))
+    shown = order[pictures.indices_apart(points[order], thumbnail / (side - thumbnail))]
+    picture = pictures.scattered(squares[shown], points[shown], side, thumbnail)
+    drawn |= {"shown": len(shown), "picture": inline(picture)}
+    sheet, cell = _sheet(squares)
+    drawn["sheet"] = inline(sheet, _SPRITE_BYTES)
+    drawn["data"] = {
+        "cell": cell,
+        "columns": sheet.width // cell,
+        # In ten-thousandths, from the left and from the top.
+        "x": np.round(1e4 * points[:, 0]).astype(int).tolist(),
+        "y": np.round(1e4 * (1 - points[:, 1])).astype(int).tolist(),
+        "labels": None if some.labels is None else list(map(int, some.labels)),
+        "files": _files(some.images),
+        "classes": drawn["key"],
+    }
+    return drawn
+
+
+def _files(images):
+    """Names of all files, or None where images have none."""
+    files = [named_file(images, index) for index in range(len(images))]
+    return files if any(files) else None
+
+
+def _sheet(squares):
+    """All thumbnails in one picture, row by row, and the side of each in pixels."""
+    count, side = len(squares), squares.shape[1]
+    columns = math.ceil(math.sqrt(count))
+    cell = max(min(side, _TILE, math.isqrt(_SPRITE_PIXELS // columns**2)), 1)
+    rows = -(-count // columns)
+    sheet = Image.new("RGB", (columns * cell, rows * cell))
+    for index, square in enumerate(squares):
+        picture = Image.fromarray(square)
+        if side != cell:
+            picture = picture.resize((cell, cell), Image.Resampling.LANCZOS)
+        sheet.paste(picture, (index % columns * cell, index // columns * cell))
+    return sheet, cell
 
 
 def project(features, steps=500):

@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 
 from ressl_keras.config import MAX_PIXELS, Config
 from ressl_keras.encoders.building import build_encoder, normalized
-from ressl_keras.encoders.encoder import is_frozen, load_encoder
+from ressl_keras.encoders.encoder import is_frozen, load_encoder, write_encoder
 from ressl_keras.encoders.export import check_formats, save_all
 from ressl_keras.errors import UsageError
-from ressl_keras.run_folder import RunFolder, read_json, replacing
+from ressl_keras.run_folder import RunFolder, read_json
 from ressl_keras.training import checkpoints
 from ressl_keras.training.backbones import own_network
 from ressl_keras.training.build import Plan, build_model, decoder_of
@@ -220,9 +220,8 @@ def keep_initial(backbone, folder, size):
         folder: `RunFolder` of the run.
         size: side of the images in pixels.
     """
-    encoder = build_encoder(backbone, size=size)
-    with replacing(folder.initial) as path:
-        encoder.save(path)
+    encoder = build_encoder(backbone, size=size, any_size=True)
+    write_encoder(encoder, folder.initial, {"input_size": [size, size]})
 
 
 def facts(config, dataset_name, step, knn_top1):

@@ -161,7 +161,7 @@ class _Run:
         if not self.first_step:
             if config.init:
                 start_from(self.model, config, self.log)
-            if distribution.is_chief(strategy):
+            if devices.is_chief(strategy):
                 keep_initial(self.model.backbone, folder, plan.image_size)
 
     def train(self, strategy, chief, verbose, callbacks):

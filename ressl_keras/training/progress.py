@@ -6,6 +6,7 @@ import time
 
 import tensorflow as tf
 
+from ressl_keras.evaluation.page import duration
 from ressl_keras.training.callbacks import StepCallback
 
 
@@ -127,15 +128,3 @@ def _facts(logs):
         yield f"kNN {logs['knn_top1']:.2f} %"
     if "images_per_second" in logs:
         yield f"{logs['images_per_second']:.0f} images/s"
-
-
-def duration(seconds):
-    """A rounded duration: `45 s`, `14 min`, `2 h 5 min`."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    if minutes < 48 * 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes / 60 / 24:.1f} days"
