@@ -6,6 +6,7 @@ they are imported.
 """
 
 import contextlib
+import itertools
 import logging
 import os
 import re
@@ -33,7 +34,7 @@ _GROUPS += ("Protocol", "Training", "Devices", "Output")
 _ENDING = ".flags"
 
 
-def run(main, options_class, description, takes_more=False):
+def run(main, options_class, description, takes_more=False, takes_words=False):
     """Runs a command, with flags made from the fields of a dataclass.
 
     What cannot be done is one line on stderr and exit status 1.
@@ -44,6 +45,7 @@ def run(main, options_class, description, takes_more=False):
         options_class: dataclass of `settings.setting` fields.
         description: text above the flags in the help.
         takes_more: whether arguments may follow `--`.
+        takes_words: whether words without dashes are arguments, passed likewise.
     """
     with contextlib.suppress(AttributeError):  # a replaced stream may lack it
         sys.stdout.reconfigure(errors="backslashreplace")  # names that are no UTF-8
@@ -51,11 +53,12 @@ def run(main, options_class, description, takes_more=False):
     rest = []
 
     def parse_flags(argv):
-        rest[:] = parse(argv, options_class, description, takes_more)
+        options = {"takes_more": takes_more, "takes_words": takes_words}
+        rest[:] = parse(argv, options_class, description, **options)
         return argv[:1]
 
     def call(_):
-        more = [rest] if takes_more else []
+        more = [rest] if takes_more or takes_words else []
         guard(lambda: main(options_of(options_class, flags.FLAGS), *more))
 
     app.run(call, flags_parser=parse_flags)
@@ -111,7 +114,14 @@ class _Serializer(flags.ArgumentSerializer):
         return self.known.format(value)
 
 
-def parse(argv, options_class, description, takes_more=False, values=None):
+def parse(
+    argv,
+    options_class,
+    description,
+    takes_more=False,
+    values=None,
+    takes_words=False,
+):
     """Parses the flags, or prints help or what is wrong, and exits.
 
     Args:
@@ -120,16 +130,19 @@ def parse(argv, options_class, description, takes_more=False, values=None):
         description: as in `run`.
         takes_more: as in `run`.
         values: `absl.flags.FlagValues`; by default those of the process.
+        takes_words: as in `run`.
 
     Returns:
-        The arguments that follow `--`.
+        The arguments that follow `--` or are words without dashes.
     """
     values = flags.FLAGS if values is None else values
     end = argv.index("--") if takes_more and "--" in argv else len(argv)
-    words = argv[1:end]
+    words, others = argv[1:end], argv[end + 1 :]
     if {"--help", "-h", "-?", "--helpshort"} & set(words):
         print(help_text(description, options_class))
         sys.exit(0)
+    if takes_words:
+        words, others = _split(words, values)
     try:
         lines = list(_unfold((None, word) for word in words))
         mistake = _first_mistake(lines, values) or _missing(options_class, lines)
@@ -141,7 +154,21 @@ def parse(argv, options_class, description, takes_more=False, values=None):
         print_error(mistake)
         sys.exit(1)
     _quiet_libraries(values)
-    return argv[end + 1 :]
+    return others
+
+
+def _split(words, values):
+    """Flags, each with its value, and words that are neither."""
+    words, flagged, others = iter(words), [], []
+    for word in words:
+        (flagged if word.startswith("-") else others).append(word)
+        name, equals, _ = word.lstrip("-").partition("=")
+        flag = _flag(name, values)
+        valued = name in ("flagfile", "recipe")
+        valued |= flag is not None and not flag.boolean
+        if word.startswith("-") and valued and not equals:
+            flagged += itertools.islice(words, 1)
+    return flagged, others
 
 
 def _quiet_libraries(values):

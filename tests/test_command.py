@@ -11,10 +11,11 @@ from conftest import ROOT
 from hypothesis import strategies as st
 
 from ressl_keras import UsageError, cli
-from ressl_keras.commands import compare, evaluate, export, train
+from ressl_keras.commands import compare, evaluate, export, report, train
 from ressl_keras.commands.compare import CompareOptions
 from ressl_keras.commands.evaluate import EvaluateOptions
 from ressl_keras.commands.export import ExportOptions
+from ressl_keras.commands.report import ReportOptions
 from ressl_keras.commands.train import TrainOptions
 from ressl_keras.settings import settings_of
 
@@ -23,6 +24,7 @@ COMMANDS = {
     evaluate: EvaluateOptions,
     export: ExportOptions,
     compare: CompareOptions,
+    report: ReportOptions,
 }
 
 
@@ -32,10 +34,11 @@ def parse(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train.py"])
 
-    def parse(*words, takes_more=False, options_class=TrainOptions):
+    def parse(*words, options_class=TrainOptions, **takes):
         values = flags.FlagValues()
         cli.define_flags(options_class, values)
-        rest = cli.parse(["train.py", *words], options_class, "", takes_more, values)
+        argv = ["train.py", *words]
+        rest = cli.parse(argv, options_class, "", values=values, **takes)
         return cli.options_of(options_class, values), rest
 
     return parse
@@ -119,6 +122,16 @@ def test_what_is_right_is_parsed(parse, tmp_path):
     assert options.crops == (64, 32)
     _, rest = parse("--seed=1", "--", "--epochs=3", takes_more=True)
     assert rest == ["--epochs=3"]
+
+
+def test_words_without_dashes_are_arguments_where_they_are_asked_for(parse, refusal):
+    words = ["one", "--output", "page.html", "two", "--noimages", "three"]
+    taken = {"options_class": ReportOptions, "takes_words": True}
+    options, rest = parse(*words, **taken)
+    assert rest == ["one", "two", "three"]
+    assert options == ReportOptions(output="page.html", images=False)
+    assert "There is no flag --ouput" in refusal("one", "--ouput=x", **taken)
+    assert "'one' is not a flag" in refusal("one", options_class=ReportOptions)
 
 
 def test_a_flagfile_with_a_byte_order_mark_is_read(parse, tmp_path):

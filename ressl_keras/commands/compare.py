@@ -1,4 +1,4 @@
-"""Compares recipes: the same budget and seeds for each, one table and one plot.
+"""Compares recipes: the same budget and seeds for each, a table, plot and page.
 
   ressl-compare --flagfiles=flags/a.flags,flags/b.flags \\
       --seeds=3 --workdir=runs/comparison -- --epochs=20 --data_dir=my_data
@@ -11,37 +11,19 @@ resumes an interrupted comparison.
 import dataclasses
 import os
 import shlex
-import statistics
 import subprocess
 import sys
 
 from ressl_keras import cli
 from ressl_keras.errors import UsageError
-from ressl_keras.run_folder import RunFolder, read_json, read_lines, write_lines
+from ressl_keras.run_folder import read_lines, write_lines
 from ressl_keras.settings import Options, setting
 
 COMMAND_FILE = "finished.txt"
 
 
-@dataclasses.dataclass
-class Run:
-    """What a finished run of a recipe shows.
-
-    Attributes:
-        recipe: name of the flagfile.
-        seed: its seed.
-        curve: list of (step, kNN top-1 in per cent), as measured during the run.
-        results: `evaluation.json`, or an empty dict if the run was not evaluated.
-    """
-
-    recipe: str
-    seed: int
-    curve: list
-    results: dict
-
-
 def compare(flagfiles, seeds, workdir, options=(), script=None, log=print):
-    """Runs what has not run yet, and writes `comparison.md` and `comparison.png`.
+    """Runs what has not run yet, and writes `comparison.md`, `.png` and `.html`.
 
     Args:
         flagfiles: paths of flagfiles, or names of recipes.
@@ -58,6 +40,8 @@ def compare(flagfiles, seeds, workdir, options=(), script=None, log=print):
         UsageError: if a file is not there, two recipes have one name, a run failed, or
             the folder holds finished runs with other flags.
     """
+    from ressl_keras.evaluation import comparison  # TensorFlow
+
     if script and not os.path.isfile(script):
         raise UsageError(f"There is no file {script}.")
     flagfiles = [_flagfile(name) for name in flagfiles]
@@ -71,14 +55,16 @@ def compare(flagfiles, seeds, workdir, options=(), script=None, log=print):
             flags = [f"--flagfile={flagfile}", *options, f"--seed={seed}"]
             _run([*training, *flags], folder, log)
     runs = [
-        read_run(os.path.join(workdir, name, f"seed-{seed}"), name, seed)
+        comparison.read_run(os.path.join(workdir, name, f"seed-{seed}"), name, seed)
         for name in names
         for seed in range(seeds)
     ]
     path = os.path.join(workdir, "comparison.md")
-    write_lines(path, [table(runs)])
-    log(table(runs))
-    plot(runs, os.path.join(workdir, "comparison.png"))
+    table = comparison.table(runs)
+    write_lines(path, [table])
+    log(table)
+    comparison.plot(runs, os.path.join(workdir, "comparison.png"))
+    comparison.write(os.path.join(workdir, "comparison.html"), runs)
     return path
 
 
@@ -107,90 +93,6 @@ def _run(command, folder, log):
     if code:
         raise UsageError(f"The run in {folder} ended with status {code}.")
     write_lines(marker, [line])
-
-
-def read_run(folder, recipe, seed):
-    """What a run's files show.
-
-    Args:
-        folder: its work directory.
-        recipe: name of its flagfile.
-        seed: its seed.
-
-    Returns:
-        A `Run`.
-    """
-    files = RunFolder(folder)
-    curve = [
-        (int(row["step"]), float(row["knn_top1"]))
-        for row in files.read_metrics()
-        if row["knn_top1"]
-    ]
-    results = read_json(files.evaluation)
-    return Run(recipe, seed, curve, results)
-
-
-def table(runs):
-    """Mean and spread of each recipe's accuracies, as Markdown.
-
-    Args:
-        runs: list of `Run`.
-
-    Returns:
-        Lines of text. A spread is the standard deviation over the seeds (of a sample,
-        with n - 1); without one there is a single seed.
-    """
-    columns = {
-        "kNN, monitor": lambda run: run.curve[-1][1] if run.curve else None,
-        "kNN": lambda run: run.results.get("knn", {}).get("top1"),
-        "untrained": lambda run: run.results.get("knn", {}).get("untrained_top1"),
-        "linear": lambda run: run.results.get("linear", {}).get("top1"),
-    }
-    lines = [
-        "| recipe | seeds | steps | " + " | ".join(columns) + " |",
-        "| --- " * (3 + len(columns)) + "|",
-    ]
-    for recipe in dict.fromkeys(run.recipe for run in runs):
-        own = [run for run in runs if run.recipe == recipe]
-        steps = sorted({run.curve[-1][0] for run in own if run.curve})
-        cells = [recipe, str(len(own)), " or ".join(map(str, steps))]
-        for value in columns.values():
-            cells.append(mean_and_spread([value(run) for run in own]))
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def mean_and_spread(values):
-    """Numbers as `mean ± standard deviation`; nothing where one is missing."""
-    if None in values:
-        return ""
-    mean = f"{statistics.mean(values):.2f}"
-    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
-
-
-def plot(runs, path):
-    """Draws kNN over steps: a line for the mean, a band from lowest to highest seed.
-
-    Args:
-        runs: list of `Run`.
-        path: image file to write.
-    """
-    from matplotlib.figure import Figure
-
-    # Not pyplot: it needs a display and keeps state.
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.add_subplot(xlabel="step", ylabel="kNN top-1 (%)")
-    for recipe in dict.fromkeys(run.recipe for run in runs):
-        curves = [dict(run.curve) for run in runs if run.recipe == recipe]
-        steps = sorted(set.intersection(*map(set, curves)))
-        values = [[curve[step] for curve in curves] for step in steps]
-        axes.plot(steps, list(map(statistics.mean, values)), marker="o", label=recipe)
-        axes.fill_between(
-            steps, list(map(min, values)), list(map(max, values)), alpha=0.2
-        )
-    axes.legend()
-    axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=150)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
