@@ -150,6 +150,16 @@ def test_runs_stand_side_by_side(two, tmp_path, capsys):
     assert "| two | 1 | 10 | 14.00 | 32.00 | 5.00 |" in capsys.readouterr().out
 
 
+def test_the_start_of_a_run_is_no_result_of_it(two):
+    table = RunFolder(two[1]).metrics
+    with open(table) as file:
+        lines = file.read().split("\n")
+    with open(table, "w") as file:
+        file.write("\n".join(lines[:2]))
+    (row,) = comparison.summary([comparison.read_run(two[1], "two")])
+    assert row == ["two", "1", "", "", "32.00", "5.00", ""]
+
+
 def test_runs_of_one_name_are_told_by_their_paths(two, tmp_path):
     make_run(tmp_path / "other" / "two", ["seed=1"], 3)
     runs = [two[1], str(tmp_path / "other" / "two")]

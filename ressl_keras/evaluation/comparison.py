@@ -38,6 +38,11 @@ class Run:
     def name(self):
         return self.recipe if self.seed is None else f"{self.recipe}, seed {self.seed}"
 
+    @property
+    def last(self):
+        """The last (step, accuracy) of the training, or None; not that of its start."""
+        return self.curve[-1] if self.curve and self.curve[-1][0] else None
+
 
 def read_run(folder, recipe, seed=None):
     """What a run's files show.
@@ -63,7 +68,7 @@ def names(folders):
 
 # Title and value of each column of the table.
 _COLUMNS = {
-    "kNN, monitor": lambda run: run.curve[-1][1] if run.curve else None,
+    "kNN, monitor": lambda run: run.last and run.last[1],
     "kNN": lambda run: run.results.get("knn", {}).get("top1"),
     "untrained": lambda run: run.results.get("knn", {}).get("untrained_top1"),
     "linear": lambda run: run.results.get("linear", {}).get("top1"),
@@ -84,7 +89,7 @@ def summary(runs):
     rows = []
     for recipe in dict.fromkeys(run.recipe for run in runs):
         own = [run for run in runs if run.recipe == recipe]
-        steps = sorted({run.curve[-1][0] for run in own if run.curve})
+        steps = sorted({run.last[0] for run in own if run.last})
         cells = [recipe, str(len(own)), " or ".join(map(str, steps))]
         for value in _COLUMNS.values():
             cells.append(mean_and_spread([value(run) for run in own]))
@@ -140,7 +145,7 @@ def write(path, runs):
     """
     beside = os.path.dirname(os.path.abspath(path))
     sections = {
-        "title": f"{len(runs)} runs",
+        "title": _title(runs),
         "written": f"{datetime.datetime.now():%Y-%m-%d %H:%M}",
         "header": HEADER,
         "rows": [[page.clean(cell) for cell in row] for row in summary(runs)],
@@ -150,6 +155,13 @@ def write(path, runs):
         "names": [page.clean(run.name) for run in runs],
     }
     page.write(path, _TEMPLATE, sections)
+
+
+def _title(runs, most=4):
+    """Names of the recipes or runs, the first few."""
+    recipes = list(dict.fromkeys(run.recipe for run in runs))
+    more = f" and {len(recipes) - most} more" if len(recipes) > most else ""
+    return page.clean(", ".join(recipes[:most]) + more)
 
 
 def _about(run, beside):
