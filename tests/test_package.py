@@ -21,12 +21,13 @@ import ressl_keras
 PUBLIC = """
 Config CosineMomentum Dataset FeatureQueue InfoNCE Objective ReSSL Relation SGD
 UsageError View WarmUp build_backbone build_projector encode evaluate export_encoder
-images_from load_dataset load_encoder losses pretrain strong_view views warmup_cosine
-weak_view
+images_from load_dataset load_encoder losses pretrain read_image strong_view views
+warmup_cosine weak_view
 """
 WHOLE = {"losses", "views"}  # modules
 # Each package may import those at its right, and the modules beside them.
-ORDER = ["commands", "training", "evaluation", "encoders", "data", "augmentation"]
+ORDER = ["commands", "embeddings", "training", "evaluation", "encoders", "data"]
+ORDER += ["augmentation"]
 BELOW = {"method": {"augmentation"}, "data": {"augmentation"}, "augmentation": set()}
 
 

@@ -17,6 +17,7 @@ import os
 from ressl_keras import cli
 from ressl_keras.commands.data_options import DataOptions
 from ressl_keras.commands.device_options import DeviceOptions
+from ressl_keras.commands.encoder_options import EncoderOptions
 from ressl_keras.errors import UsageError
 from ressl_keras.evaluation_options import EvaluationOptions
 from ressl_keras.run_folder import RunFolder
@@ -24,25 +25,9 @@ from ressl_keras.settings import setting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(DataOptions, DeviceOptions, EvaluationOptions):
+class EvaluateOptions(EncoderOptions, DataOptions, DeviceOptions, EvaluationOptions):
     """Flags of the command."""
 
-    encoder: str = setting(
-        None,
-        "The encoder: a .keras file, a SavedModel folder (not for finetune), or the "
-        "work directory of its run. Any image encoder will do.",
-        group="Encoder",
-        first=True,
-        required=True,
-        path=True,
-    )
-    preprocessing: str = setting(
-        "none",
-        "What an encoder from elsewhere expects to be done to images in 0-255, as "
-        "keras.applications names it. Encoders trained here do it themselves.",
-        group="Encoder",
-        choices=("none", "tf", "torch", "caffe"),
-    )
     output: str | None = setting(
         None,
         "JSON file to write. Default: evaluation.json beside the encoder.",
@@ -69,7 +54,7 @@ def evaluate(options):
     chief = devices.is_chief(strategy)
     log = functools.partial(print, flush=True) if chief else lambda line: None
     with strategy.scope():
-        encoder = encoders.load_encoder(options.encoder, options.preprocessing)
+        encoder = options.load_encoder()
     title = options.encoder.rstrip("/")
     beside = encoders.is_frozen(encoder) or not os.path.isdir(title)
     folder = RunFolder(os.path.dirname(title) if beside else title)

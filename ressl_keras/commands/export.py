@@ -12,13 +12,14 @@ import dataclasses
 import os
 
 from ressl_keras import cli
+from ressl_keras.commands.encoder_options import PreprocessingOptions
 from ressl_keras.config import MAX_PIXELS
 from ressl_keras.errors import UsageError
-from ressl_keras.settings import Options, setting
+from ressl_keras.settings import setting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ExportOptions(Options):
+class ExportOptions(PreprocessingOptions):
     """Flags of the command."""
 
     workdir: str | None = setting(
@@ -30,13 +31,6 @@ class ExportOptions(Options):
         group="Run",
         first=True,
         path=True,
-    )
-    preprocessing: str = setting(
-        "none",
-        "What an encoder from elsewhere expects to be done to images in 0-255, as "
-        "keras.applications names it.",
-        group="Run",
-        choices=("none", "tf", "torch", "caffe"),
     )
     network: str = setting(
         "student",

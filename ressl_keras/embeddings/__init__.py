@@ -1,0 +1,1 @@
+"""Embeddings of many images: a table of them, search, duplicates."""

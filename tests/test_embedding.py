@@ -1,0 +1,131 @@
+"""Embedding a data set into a table, against the encoder itself."""
+
+import os
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from options import parse
+from PIL import Image
+
+from ressl_keras import build_backbone, load_encoder, read_image
+from ressl_keras.commands.embed import EmbedOptions, embed
+from ressl_keras.embeddings import embedding, table
+from ressl_keras.embeddings.table import read_table
+from ressl_keras.encoders.building import build_encoder
+from ressl_keras.encoders.encoder import save_encoder
+from ressl_keras.evaluation import features
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("encoder")
+    backbone = build_backbone("resnet10_small", (8, 8, 3), width=4)
+    facts = {"input_size": [8, 8]}
+    return save_encoder(build_encoder(backbone, any_size=True), folder, facts)
+
+
+@pytest.fixture
+def images(tmp_path, random):
+    """A folder of two classes of images that differ in size."""
+    folder = tmp_path / "images"
+    for i in range(12):
+        path = folder / ("cats" if i % 2 else "dogs") / f"{i:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = random.integers(0, 256, [9 + i, 12, 3]).astype(np.uint8)
+        Image.fromarray(pixels).save(path)
+    return folder
+
+
+def run(encoder, images, output, *words):
+    words = [f"--encoder={encoder}", f"--data_dir={images}", *words]
+    embed(parse(EmbedOptions, *words, f"--output={output}", "--strategy=one_device"))
+
+
+def expected(encoder, images, files):
+    network = load_encoder(encoder)
+    pixels = [read_image(images / file, 8) for file in files]
+    return network(np.stack(pixels)).numpy()
+
+
+def test_every_image_has_a_row_with_name_set_label_and_embedding(
+    encoder, images, tmp_path, capsys
+):
+    run(encoder, images, tmp_path / "e.parquet")
+    rows = read_table(str(tmp_path / "e.parquet"))
+    found = sorted(str(path.relative_to(images)) for path in images.rglob("*.png"))
+    assert sorted(rows.files) == found
+    assert rows.sets.count("test") == 1  # every tenth is held out
+    assert [file.split("/")[0] for file in rows.files] == rows.labels
+    np.testing.assert_allclose(
+        rows.embeddings, expected(encoder, images, rows.files), atol=1e-5
+    )
+    assert "12 embeddings" in capsys.readouterr().out
+    assert sorted(os.listdir(tmp_path)) == ["e.parquet", "images"]
+
+
+def test_an_update_embeds_only_what_is_new_or_changed(
+    encoder, images, tmp_path, monkeypatch, random
+):
+    output = tmp_path / "e.parquet"
+    run(encoder, images, output, "--labels=none")
+    counts, extract = [], embedding.readable_features
+
+    def counting(network, some, resources):
+        counts.append(len(some))
+        return extract(network, some, resources)
+
+    monkeypatch.setattr(embedding, "readable_features", counting)
+    pixels = random.integers(0, 256, [20, 20, 3]).astype(np.uint8)
+    Image.fromarray(pixels).save(images / "cats" / "01.png")
+    Image.fromarray(pixels + 1).save(images / "cats" / "new.png")
+    os.remove(images / "dogs" / "04.png")
+    run(encoder, images, output, "--labels=none", "--update")
+    rows = read_table(str(output))
+    assert counts == [2]
+    assert len(rows) == 12 and "dogs/04.png" not in rows.files
+    np.testing.assert_allclose(
+        rows.embeddings, expected(encoder, images, rows.files), atol=1e-5
+    )
+    run(encoder, images, output, "--labels=none", "--update")
+    assert counts == [2]
+
+
+def test_arrays_and_records_hold_the_same(encoder, images, tmp_path):
+    for ending in ("parquet", "npy", "tfrecord"):
+        run(encoder, images, tmp_path / f"e.{ending}")
+    rows = read_table(str(tmp_path / "e.parquet"))
+    np.testing.assert_array_equal(np.load(tmp_path / "e.npy"), rows.embeddings)
+    lines = (tmp_path / "e.csv").read_text().splitlines()
+    assert lines[1:] == [
+        ",".join(row) for row in zip(rows.files, rows.sets, rows.labels)
+    ]
+    records = tf.data.TFRecordDataset(str(tmp_path / "e.tfrecord"))
+    for row, record in zip(range(12), records, strict=True):
+        found = tf.train.Example.FromString(record.numpy()).features.feature
+        assert found["file"].bytes_list.value[0].decode() == rows.files[row]
+        row_found = np.float32(found["embedding"].float_list.value)
+        np.testing.assert_array_equal(row_found, rows.embeddings[row])
+
+
+def test_what_was_embedded_is_kept_when_the_command_is_interrupted(
+    encoder, images, tmp_path, monkeypatch
+):
+    output = tmp_path / "e.parquet"
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setitem(table.WRITERS, ".parquet", interrupt_after_embedding)
+        with pytest.raises(KeyboardInterrupt):
+            run(encoder, images, output)
+    assert not output.exists()
+    monkeypatch.setattr(features, "embeddings", interrupt)
+    run(encoder, images, output)
+    assert len(table.read_table(str(output))) == 12
+
+
+def interrupt_after_embedding(path, tables, facts):
+    list(tables)
+    raise KeyboardInterrupt
