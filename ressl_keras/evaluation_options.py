@@ -66,6 +66,26 @@ class EvaluationOptions(Options):
         low=1,
         high=1000000,
     )
+    early_stopping: int | None = setting(
+        None,
+        "Stop fine-tuning after so many epochs without a better accuracy on a held-out "
+        "tenth of the labelled training images, and take the best epoch.",
+        group="Protocol",
+        low=1,
+        high=1000000,
+    )
+    class_weights: bool = setting(
+        False,
+        "Fine-tune with weights that make all classes count the same.",
+        group="Protocol",
+    )
+    save_classifier: bool = setting(
+        False,
+        "Keep what linear or finetune has learned: classifier.keras and a SavedModel "
+        "that return class names and probabilities.",
+        group="Output",
+        first=True,
+    )
     seed: int = setting(
         0,
         "Seed of the untrained encoder, the choice of labels, and all learning.",
@@ -93,3 +113,9 @@ class EvaluationOptions(Options):
         ]
         if len(given) > 1:
             raise UsageError(f"Give only one of {' and '.join(given)}.")
+        learned = {"linear", "finetune"} & set(self.protocol)
+        if self.save_classifier and len(learned) != 1:
+            raise UsageError(
+                "--save_classifier keeps one classifier: give --protocol with either "
+                "linear or finetune."
+            )

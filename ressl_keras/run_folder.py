@@ -36,6 +36,8 @@ class RunFolder:
         encoder: the student's backbone, a Keras file.
         description: facts about the encoder, JSON.
         card: the encoder's model card, Markdown.
+        classifier: the encoder with a linear layer that an evaluation kept, Keras.
+        classifier_export: folder of its SavedModel versions.
         evaluation: accuracies, JSON.
         report: the report, HTML.
         views: picture of the augmented views, PNG.
@@ -57,6 +59,8 @@ class RunFolder:
         self.encoder = self._inside("encoder.keras")
         self.description = self._inside("encoder.json")
         self.card = self._inside("README.md")
+        self.classifier = self._inside("classifier.keras")
+        self.classifier_export = self._inside("classifier")
         self.evaluation = self._inside("evaluation.json")
         self.report = self._inside("report.html")
         self.views = self._inside("views.png")

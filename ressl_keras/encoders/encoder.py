@@ -170,16 +170,22 @@ def clone_encoder(encoder):
     return clone
 
 
-def _trained_size(path):
-    """Side in pixels that an encoder's file says it was trained on, or None."""
+def described_in(path):
+    """What an encoder's file says of itself, a dict; empty where it says nothing."""
     if not zipfile.is_zipfile(path):
-        return None
+        return {}
     name = os.path.basename(RunFolder("").description)
     try:
         with zipfile.ZipFile(path) as archive:
-            size = json.loads(archive.read(name))["input_size"]
-    except (KeyError, TypeError, ValueError, RecursionError):
-        return None
+            described = json.loads(archive.read(name))
+    except (KeyError, ValueError, RecursionError):
+        return {}
+    return described if isinstance(described, dict) else {}
+
+
+def _trained_size(path):
+    """Side in pixels that an encoder's file says it was trained on, or None."""
+    size = described_in(path).get("input_size")
     fits = isinstance(size, list) and list(map(type, size)) == [int, int]
     return size[0] if fits and 0 < size[0] == size[1] < 2**16 else None
 

@@ -70,6 +70,7 @@ def save_all(
     max_pixels=MAX_PIXELS,
     decoder=DEFAULT,
     keras_file=True,
+    class_names=None,
 ):
     """Writes `encoder.keras`, `encoder.json`, the next SavedModel, other formats.
 
@@ -84,6 +85,7 @@ def save_all(
         max_pixels: encoded images with more are refused by the SavedModel.
         decoder: `Decoder` of the SavedModel's encoded images.
         keras_file: whether to write the Keras file and its description, too.
+        class_names: list of strings where it is a classifier.
 
     Returns:
         Path of the encoder's file.
@@ -97,7 +99,14 @@ def save_all(
     described = describe(encoder, description)
     written = [
         save_saved_model(
-            encoder, size, folder.export, warmup, described, max_pixels, decoder
+            encoder,
+            size,
+            folder.export,
+            warmup,
+            described,
+            max_pixels,
+            decoder,
+            class_names,
         )
     ]
     if keras_file:

@@ -19,17 +19,26 @@ _SERVING_API = "pip install --no-deps tensorflow-serving-api"
 
 
 class ServingModule(tf.Module):
-    """An encoder as the TensorFlow functions that a server calls.
+    """An encoder or a classifier as the TensorFlow functions that a server calls.
 
     Args:
         encoder: `keras.Model` from images in 0-255 to features [batch, dim].
         size: side in pixels that encoded images are resized to.
         max_pixels: encoded images with more are refused, before they are decoded.
         decoder: `Decoder` of encoded images.
+        class_names: list of strings where the features are probabilities of classes.
     """
 
-    def __init__(self, encoder, size, max_pixels=MAX_PIXELS, decoder=DEFAULT):
+    def __init__(
+        self,
+        encoder,
+        size,
+        max_pixels=MAX_PIXELS,
+        decoder=DEFAULT,
+        class_names=None,
+    ):
         super().__init__(name="encoder")
+        self._class_names = class_names and tf.constant(class_names)
         self._size = size
         self._max_pixels, self._decoder = max_pixels, decoder
         self._forward = encoder
@@ -69,7 +78,15 @@ class ServingModule(tf.Module):
         # oneDNN's convolution gives an empty batch the shape of its input.
         nothing = tf.zeros([0, self._dim])
         empty = tf.equal(tf.shape(images)[0], 0)
-        return {"embedding": tf.cond(empty, lambda: nothing, forward)}
+        found = tf.cond(empty, lambda: nothing, forward)
+        if self._class_names is None:
+            return {"embedding": found}
+        # As many rows as images, which a server expects of every output.
+        order = tf.argsort(found, direction="DESCENDING", stable=True)
+        return {
+            "classes": tf.gather(self._class_names, order),
+            "probabilities": tf.gather(found, order, batch_dims=1),
+        }
 
     def _read(self, image_bytes):
         """Encoded images [batch] as squares, float32 [batch, size, size, 3]."""
@@ -115,6 +132,7 @@ def save_saved_model(
     description=None,
     max_pixels=MAX_PIXELS,
     decoder=DEFAULT,
+    class_names=None,
 ):
     """Writes the next version of a SavedModel, for TF Serving to load as it is.
 
@@ -126,6 +144,7 @@ def save_saved_model(
         description: dict to put beside the model as `assets.extra/encoder.json`.
         max_pixels: encoded images with more are refused, before they are decoded.
         decoder: `Decoder` of encoded images.
+        class_names: list of strings where it is a classifier.
 
     Returns:
         Path of the version's folder.
@@ -141,7 +160,7 @@ def save_saved_model(
     # A server that watches the folder ignores names that are no numbers.
     temporary = tempfile.mkdtemp(prefix=TEMPORARY, dir=folder)
     try:
-        served = ServingModule(encoder, size, max_pixels, decoder)
+        served = ServingModule(encoder, size, max_pixels, decoder, class_names)
         with naming_disk_errors(folder):
             tf.saved_model.save(served, temporary, signatures=served.signatures)
         extra = os.path.join(temporary, "assets.extra")

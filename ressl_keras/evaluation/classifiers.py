@@ -7,7 +7,9 @@ import numpy as np
 import tensorflow as tf
 
 from ressl_keras import devices
+from ressl_keras.data.images import Subset, stratified
 from ressl_keras.data.pipeline import labelled_crops, shuffled_indices
+from ressl_keras.encoders.embed import encode
 from ressl_keras.encoders.encoder import clone_encoder, input_size, is_frozen
 from ressl_keras.errors import UsageError
 from ressl_keras.evaluation.features import (
@@ -29,6 +31,7 @@ def linear_probe(
     batch_size=1024,
     learning_rate=0.01,
     seed=0,
+    keep=None,
 ):
     """Accuracy of a linear classifier on features that are extracted once.
 
@@ -47,6 +50,8 @@ def linear_probe(
         batch_size: features per step.
         learning_rate: at the start; decays to zero.
         seed: integer seed of order and initialisation.
+        keep: called with the kernel and the bias of the layer on features as they are,
+            and scores and labels of the test images; or None.
 
     Returns:
         Dict of `top1` and `top5`, in per cent.
@@ -78,7 +83,12 @@ def linear_probe(
         head.predict(_scaled(block, mean, std), batch_size=4096, verbose=0)
         for block in blocks(test_features)
     ]
-    return accuracies(np.concatenate(scores), test_labels)
+    scores = np.concatenate(scores)
+    if keep:
+        kernel, bias = head.get_weights()
+        kernel = kernel / std[:, np.newaxis]
+        keep(kernel, bias - mean @ kernel, scores, test_labels)
+    return accuracies(scores, test_labels)
 
 
 def blocks(rows, size=16384):
@@ -136,6 +146,7 @@ def online_linear_probe(
     seed=0,
     resources=ONE_DEVICE,
     name="linear",
+    keep=None,
 ):
     """Accuracy of a linear classifier on crops and flips, with the encoder frozen.
 
@@ -154,6 +165,7 @@ def online_linear_probe(
         seed: integer seed of initialisation, order, crops and flips.
         resources: `features.Resources`: devices, and where the state is kept.
         name: names the state and the lines of progress.
+        keep: as in `linear_probe`.
 
     Returns:
         Dict of `top1` and `top5`, in per cent; None on workers other than the chief.
@@ -177,8 +189,10 @@ def online_linear_probe(
     if features is None:
         return None
     kernel, bias = head.get_weights()
-    scores = [block @ kernel + bias for block in blocks(features)]
-    return accuracies(np.concatenate(scores), test.labels)
+    scores = np.concatenate([block @ kernel + bias for block in blocks(features)])
+    if keep:
+        keep(kernel, bias, scores, test.labels)
+    return accuracies(scores, test.labels)
 
 
 def finetune(
@@ -191,6 +205,9 @@ def finetune(
     seed=0,
     resources=ONE_DEVICE,
     name="finetune",
+    early_stopping=None,
+    class_weights=False,
+    keep=None,
 ):
     """Accuracy of a classifier that starts from an encoder's weights.
 
@@ -209,12 +226,18 @@ def finetune(
         seed: integer seed of head, order, crops and flips.
         resources: `features.Resources`: devices, and where the state is kept.
         name: names the state and the lines of progress.
+        early_stopping: epochs without a better accuracy on a held-out tenth of `train`
+            after which it stops; the best epoch counts. None trains to the end on all
+            of `train`.
+        class_weights: whether all classes of `train` weigh the same in the loss.
+        keep: as in `linear_probe`, called with the fine-tuned encoder, too.
 
     Returns:
         Dict of `top1` and `top5`, in per cent; None on workers other than the chief.
 
     Raises:
-        UsageError: if the encoder is a SavedModel, which cannot be trained.
+        UsageError: if the encoder is a SavedModel, which cannot be trained; or of
+            several machines one is to stop early.
     """
     if is_frozen(encoder):
         raise UsageError(
@@ -222,8 +245,12 @@ def finetune(
             ".keras file."
         )
     keras.utils.set_random_seed(seed)
-    size = input_size(encoder, train)
+    size, callbacks, held_out = input_size(encoder, train), [], None
+    if early_stopping:
+        train, held_out = _held_out(train, seed, resources)
     plan = _Plan(train, batch_size, epochs, size, seed, (0.2, 1.0), resources)
+    if class_weights:
+        plan.weights = balanced(train.labels)
     with resources.scope():
         network = clone_encoder(encoder)
         network.set_weights(encoder.get_weights())
@@ -235,10 +262,59 @@ def finetune(
                 keras.layers.Dense(classes, name="head"),
             ]
         )
-    plan.train(classifier, learning_rate, name, encoder)
+    if held_out is not None:
+        callbacks = [_HeldOut(held_out), _stopping(early_stopping)]
+    plan.train(classifier, learning_rate, name, encoder, callbacks)
     uncached = dataclasses.replace(resources, cache=None)
     scores, test = readable_features(classifier, test, uncached)
-    return None if scores is None else accuracies(scores, test.labels)
+    if scores is None:
+        return None
+    if keep:
+        keep(*classifier.layers[-1].get_weights(), scores, test.labels, network)
+    return accuracies(scores, test.labels)
+
+
+def balanced(labels):
+    """Weights of the classes with which all of them count the same.
+
+    Args:
+        labels: integer array [count].
+
+    Returns:
+        float32 array [classes], of mean 1 over the images; 0 for a class without any.
+    """
+    counts = np.bincount(labels)
+    weights = len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1))
+    return np.where(counts > 0, weights, 0).astype(np.float32)
+
+
+def _held_out(train, seed, resources):
+    """The labelled images to learn from, and a tenth of each class to stop by."""
+    if resources.place[1] > 1:
+        raise UsageError("--early_stopping is for one machine.")
+    held_out = stratified(train, 0.1, seed)
+    rest = np.setdiff1d(np.arange(len(train)), held_out.indices.numpy())
+    if not len(rest):
+        raise UsageError("--early_stopping needs two labelled images of a class.")
+    return Subset(train, rest), held_out
+
+
+class _HeldOut(keras.callbacks.Callback):
+    """Adds the accuracy on held-out images to the logs of an epoch."""
+
+    def __init__(self, images):
+        super().__init__()
+        self.images = images
+
+    def on_epoch_end(self, epoch, logs=None):
+        scores = encode(self.images, self.model, verbose=0)
+        logs["held_out_top1"] = accuracies(scores, self.images.labels)["top1"]
+
+
+def _stopping(patience):
+    return keras.callbacks.EarlyStopping(
+        "held_out_top1", mode="max", patience=patience, restore_best_weights=True
+    )
 
 
 @dataclasses.dataclass
@@ -252,6 +328,7 @@ class _Plan:
     seed: int
     scale: tuple
     resources: Resources
+    weights: np.ndarray | None = None
 
     def __post_init__(self):
         strategy = self.resources.strategy
@@ -267,8 +344,11 @@ class _Plan:
             )
         self.epochs = self.epochs or max(10, -(-1000 // self.steps_per_epoch))
 
-    def train(self, classifier, learning_rate, name, encoder):
-        """Trains a classifier, or the rest of it where a state is kept."""
+    def train(self, classifier, learning_rate, name, encoder, callbacks=()):
+        """Trains a classifier, or the rest of it where a state is kept.
+
+        With further callbacks, which have a state of their own, none is kept.
+        """
         steps = self.epochs * self.steps_per_epoch
         strategy = self.resources.strategy or tf.distribute.get_strategy()
         with self.resources.scope():
@@ -281,12 +361,18 @@ class _Plan:
             optimizer.build(classifier.trainable_variables)
         identity = f"{fingerprint(encoder, self.train_images)} {steps} {learning_rate} "
         identity += f"{self.batch_size} {self.size} {self.seed} {self.scale}"
-        keeper = Keeper(name, identity, self.epochs, self.resources)
+        identity += f" {self.weights}"
+        kept = dataclasses.replace(self.resources, work=None)
+        kept = kept if callbacks else self.resources
+        keeper = Keeper(name, identity, self.epochs, kept)
         first = keeper.restore(classifier)
         if first == self.epochs:
             return
 
         def batches(worker, workers):
+            return self._weighted(crops(worker, workers))
+
+        def crops(worker, workers):
             return labelled_crops(
                 self.train_images,
                 self.batch_size,
@@ -306,8 +392,17 @@ class _Plan:
             initial_epoch=first,
             epochs=self.epochs,
             steps_per_epoch=self.steps_per_epoch,
-            callbacks=keras.callbacks.CallbackList([keeper], True, model=classifier),
+            callbacks=keras.callbacks.CallbackList(
+                [*callbacks, keeper], True, model=classifier
+            ),
         )
+
+    def _weighted(self, batches):
+        """The same batches with a weight for each image, where classes have some."""
+        if self.weights is None:
+            return batches
+        weights = tf.constant(self.weights)
+        return batches.map(lambda x, y: (x, y, tf.gather(weights, y)))
 
 
 def _class_count(*labels):

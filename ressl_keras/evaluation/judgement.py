@@ -6,6 +6,7 @@ import shutil
 import tensorflow as tf
 
 from ressl_keras import devices
+from ressl_keras.encoders.card import write_card
 from ressl_keras.encoders.encoder import is_frozen, load_encoder
 from ressl_keras.evaluation import protocols, report
 from ressl_keras.evaluation.features import Resources
@@ -49,7 +50,14 @@ def judge(
     with resources.scope():
         initial = initial_of(about.get("run"), encoder)
     results = protocols.run(
-        encoder, dataset, options, resources, predictions, folder.neighbours, initial
+        encoder,
+        dataset,
+        options,
+        resources,
+        predictions,
+        folder.neighbours,
+        initial,
+        folder,
     )
     if not resources.chief:
         return results
@@ -69,6 +77,8 @@ def judge(
         initial=initial is not None,
         **about,
     )
+    if about.get("run"):
+        write_card(RunFolder(about["run"]), log)
     shutil.rmtree(resources.work, ignore_errors=True)
     return results
 

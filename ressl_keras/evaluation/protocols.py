@@ -27,6 +27,7 @@ from ressl_keras.encoders.encoder import clone_encoder, is_frozen
 from ressl_keras.errors import UsageError, closest, printable
 from ressl_keras.evaluation import classifiers, knn, neighbours
 from ressl_keras.evaluation.features import ONE_DEVICE, Resources, readable_features
+from ressl_keras.evaluation.kept import KeptClassifier
 from ressl_keras.evaluation_options import PROBES, PROTOCOLS, EvaluationOptions
 from ressl_keras.run_folder import read_lines
 
@@ -128,9 +129,16 @@ def run(
     predictions=None,
     picture=None,
     initial=None,
+    folder=None,
 ):
-    """What `evaluate` does, with `EvaluationOptions` and `features.Resources`."""
+    """What `evaluate` does, with `EvaluationOptions` and `features.Resources`.
+
+    `folder` is the `RunFolder` of a classifier that is kept.
+    """
     _check(encoder, dataset, options.protocol, options.probe)
+    keep = None
+    if options.save_classifier:
+        keep = KeptClassifier(folder, encoder, dataset, resources.log)
     results = {protocol: {} for protocol in options.protocol}
     if "neighbours" in results and resources.chief:
         results["neighbours"] = _draw_neighbours(
@@ -142,11 +150,14 @@ def run(
         with resources.scope():
             other = initial or untrained(encoder)
         models = encoder, other
-        _run_judges(models, dataset, options, resources, found, results)
+        _run_judges(models, dataset, options, resources, found, results, keep)
+    if keep and keep.per_class:
+        (learned,) = {"linear", "finetune"} & set(results)
+        results[learned]["per_class"] = keep.per_class
     return results if resources.chief else {}
 
 
-def _run_judges(models, dataset, options, resources, predictions, results):
+def _run_judges(models, dataset, options, resources, predictions, results, keep):
     """Runs the protocols that have accuracies and puts these into the results."""
     train, facts = _labelled(dataset.train, options, resources.log)
     judges = [protocol for protocol in options.protocol if protocol != "neighbours"]
@@ -160,7 +171,9 @@ def _run_judges(models, dataset, options, resources, predictions, results):
             resources.log("The network cannot be built again: no untrained figures.")
             continue
         found.train, found.test = train, dataset.test
-        judge = _Judge(model, which, train, dataset.test, found, options, resources)
+        sets = train, dataset.test
+        judge = _Judge(model, which, *sets, found, options, resources, keep)
+        keep = None  # of the trained encoder alone
         for protocol in judges:
             for name, value in (judge.accuracy(protocol) or {}).items():
                 results[protocol][prefix + name] = round(value, 2)
@@ -259,6 +272,7 @@ class _Judge:
     predictions: Predictions
     options: EvaluationOptions
     resources: Resources
+    keep: Callable | None = None
     extracted: bool = False
 
     def accuracy(self, protocol):
@@ -312,6 +326,7 @@ class _Judge:
                 options.seed,
                 self.resources,
                 f"linear {self.which}",
+                self.keep,
             )
         return classifiers.linear_probe(
             found.train_features,
@@ -319,6 +334,7 @@ class _Judge:
             found.test_features,
             found.test.labels,
             seed=options.seed,
+            keep=self.keep,
         )
 
     def _finetune(self):
@@ -330,6 +346,9 @@ class _Judge:
             seed=self.options.seed,
             resources=self.resources,
             name=f"finetune {self.which}",
+            early_stopping=self.options.early_stopping,
+            class_weights=self.options.class_weights,
+            keep=self.keep,
         )
 
 

@@ -5,7 +5,12 @@ from collections.abc import Callable, Sequence
 
 from ressl_keras.config import MAX_PIXELS, Config
 from ressl_keras.encoders.building import build_encoder, normalized
-from ressl_keras.encoders.encoder import is_frozen, load_encoder, write_encoder
+from ressl_keras.encoders.encoder import (
+    described_in,
+    is_frozen,
+    load_encoder,
+    write_encoder,
+)
 from ressl_keras.encoders.export import check_formats, save_all
 from ressl_keras.errors import UsageError
 from ressl_keras.run_folder import RunFolder, read_json
@@ -128,7 +133,8 @@ def export_file(
     """Exports an encoder in a file, trained here or elsewhere.
 
     Writes the next version of the SavedModel in `export` and the other formats; and
-    `encoder.keras` where that would not be the file that was read.
+    `encoder.keras` where that would not be the file that was read. Of a classifier that
+    `evaluate` kept, the SavedModel returns class names and probabilities.
 
     Args:
         path: a `.keras` file.
@@ -171,8 +177,13 @@ def export_file(
         raise UsageError(
             f"{path} would be replaced by another network; give another --output."
         )
+    class_names = described_in(path).get("class_names")
+    if class_names and normalize:
+        raise UsageError("--normalize is for encoders; this is a classifier.")
     described = {"source": os.path.basename(path), "normalized": normalize}
-    if not same:
+    described |= {"class_names": class_names} if class_names else {}
+    keras_file = not same and not class_names
+    if keras_file:
         _say_what_is_replaced(target, described, log)
     return save_all(
         normalized(encoder) if normalize else encoder,
@@ -183,7 +194,8 @@ def export_file(
         warmup,
         log,
         max_pixels,
-        keras_file=not same,
+        keras_file=keras_file,
+        class_names=class_names,
     )
 
 
