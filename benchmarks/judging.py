@@ -4,7 +4,7 @@
 
 Each number and protocol in a process of its own. What counts is anonymous memory: the
 pages of the file that are mapped belong to the system's cache, which takes them back
-when it needs them. Blocks have 65,536 rows, so smaller numbers need less.
+when it needs them. Up to 65,536 rows kNN takes all at once, so start above.
 """
 
 import os

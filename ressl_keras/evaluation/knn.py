@@ -28,7 +28,7 @@ def knn_votes(
     k=200,
     temperature=0.1,
     block=1024,
-    bank_block=65536,
+    bank_block=None,
 ):
     """Class scores of each test image by its nearest training images.
 
@@ -46,13 +46,15 @@ def knn_votes(
         k: number of neighbours, at most [train] of them.
         temperature: positive number.
         block: test images compared at once; bounds the memory.
-        bank_block: training images compared at once; bounds the memory.
+        bank_block: training images compared at once; None takes all up to 65,536, of
+            more 16,384 at a time.
 
     Returns:
         float32 array [test, classes], as many as the training labels have.
     """
     classes = int(train_labels.max()) + 1
     k = min(k, len(train_labels))
+    bank_block = bank_block or (65536 if len(train_labels) <= 65536 else 16384)
     starts = range(0, len(test_features), block)
     nearest = []
     for start in starts:
@@ -64,6 +66,7 @@ def knn_votes(
         for number, start in enumerate(starts):
             queries = _unit(test_features[start : start + block])
             nearest[number] = _nearest(queries, bank, labels, *nearest[number], k)
+        del bank, labels  # before the next block is read
     return np.concatenate([_vote(*each, temperature, classes) for each in nearest])
 
 
