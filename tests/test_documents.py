@@ -23,9 +23,12 @@ from test_flagfiles import stand_in
 
 from ressl_keras.commands import export, train
 from ressl_keras.commands.compare import CompareOptions
+from ressl_keras.commands.embed import EmbedOptions
 from ressl_keras.commands.evaluate import EvaluateOptions
 from ressl_keras.commands.export import ExportOptions
+from ressl_keras.commands.predict import PredictOptions
 from ressl_keras.commands.report import ReportOptions
+from ressl_keras.commands.search import SearchOptions
 from ressl_keras.commands.train import TrainOptions
 from ressl_keras.data import datasets
 from ressl_keras.training import build, pretrain
@@ -45,7 +48,7 @@ ELSEWHERE = {
     r"python -m examples.finetune": "test_finetuning",
     r"python -m benchmarks\.": "test_benchmarks",
     r"python examples/serving_(rest|grpc).py": "test_serving_examples",
-    r"curl |tensorflow_model_server |docker run": "no server at hand",
+    r"curl |tensorflow_model_server |docker (run|build)": "no server at hand",
     r"export TF_CONFIG=": "test_distribution",
     r"export WORKERS=|srun |exec (python train.py|ressl-train) |'$": "no Slurm at hand",
 }
@@ -69,6 +72,9 @@ STARTS = {
     "export": ("python -m ressl_keras.commands.export ", "ressl-export "),
     "compare": ("python -m ressl_keras.commands.compare ", "ressl-compare "),
     "report": ("python -m ressl_keras.commands.report ", "ressl-report "),
+    "embed": ("python -m ressl_keras.commands.embed ", "ressl-embed "),
+    "search": ("python -m ressl_keras.commands.search ", "ressl-search "),
+    "predict": ("python -m ressl_keras.commands.predict ", "ressl-predict "),
 }
 OPTIONS = {
     "train": TrainOptions,
@@ -76,6 +82,9 @@ OPTIONS = {
     "export": ExportOptions,
     "compare": CompareOptions,
     "report": ReportOptions,
+    "embed": EmbedOptions,
+    "search": SearchOptions,
+    "predict": PredictOptions,
 }
 
 
