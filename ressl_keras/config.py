@@ -55,6 +55,15 @@ class Config(ImageOptions):
         low=8,
         high=4096,
     )
+    max_unreadable: float = setting(
+        0.01,
+        "Share of the images read so far that may be unreadable before the run stops. "
+        "Each is replaced by the next readable image; ten are always allowed.",
+        group="Data",
+        resumable=True,
+        low=0,
+        high=1,
+    )
     backbone: str = setting(
         "resnet18_small",
         "Encoder: resnet10_small, resnet18_small or resnet34_small for images of up "

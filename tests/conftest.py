@@ -60,6 +60,12 @@ def light_backbone():
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_caches(tmp_path_factory):
+    """What checks remember stays out of the user's cache folder."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("caches"))
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     keras.utils.set_random_seed(0)

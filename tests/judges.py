@@ -21,7 +21,7 @@ import tiny
 from ressl_keras import devices
 from ressl_keras.data import shapes
 from ressl_keras.data.images import ArrayImages
-from ressl_keras.encoders.encoder import build_encoder
+from ressl_keras.encoders.building import build_encoder
 from ressl_keras.evaluation import classifiers, features, keeping
 
 

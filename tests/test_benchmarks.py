@@ -38,6 +38,7 @@ SMALL = {
         "--clients=2",
         "--seconds=0.1",
     ],
+    "million": ["--count=240", "--classes=3", "--sources=4"],
     "views": ["--rounds=1", "--cores=1", "--small_batch=4", "--large_batch=2"],
 }
 # The others start TensorFlow several times over, or compile much. test_stand_in has

@@ -31,6 +31,7 @@ SETTINGS = {
     "epochs": 3,
     "warmup_epochs": 0,
 }
+NAMES = ("cats", "dogs")
 SIZES = ((9, 12), (12, 9))  # two, so that the images stay in their files
 
 
@@ -44,7 +45,7 @@ def draw(folder, names, random):
 @pytest.fixture
 def images(tmp_path, random):
     """Two classes of twenty images."""
-    for name in ("cats", "dogs"):
+    for name in NAMES:
         draw(tmp_path / "images" / name, [b"%02d.png" % i for i in range(20)], random)
     return tmp_path / "images"
 
@@ -68,7 +69,7 @@ def cut(path):
         file.truncate(60)
 
 
-def run(images, workdir, callbacks=(), **settings):
+def run(images, workdir, callbacks=(), log=lambda line: None, **settings):
     dataset = load_dataset("folder", str(images), log=lambda line: None)
     config = Config(**{**SETTINGS, "knn_every": 0, **settings})
     pretrain(
@@ -77,36 +78,68 @@ def run(images, workdir, callbacks=(), **settings):
         config,
         callbacks=callbacks,
         verbose=False,
-        log=lambda line: None,
+        log=log,
     )
     return dataset
 
 
-@pytest.mark.parametrize(
-    "action, words", [(os.remove, "is not there any more"), (cut, "cannot be decoded")]
-)
-def test_an_image_that_breaks_in_training_is_named_and_the_state_saved(
-    action, words, images, tmp_path
-):
-    """The file is one of the second epoch; without checkpoints in between."""
-    victim = images / "dogs" / "07.png"
-    kept = victim.read_bytes()
+def listed(workdir):
+    """Dict from path to reason of the images that a run lists."""
+    lines = (workdir / "skipped.txt").read_text().splitlines()
+    return {path: reason for reason, path in (line.split("\t") for line in lines)}
+
+
+def test_images_that_break_in_training_are_replaced_and_listed(images, tmp_path):
+    gone, damaged = images / "dogs" / "07.png", images / "cats" / "03.png"
+
+    def action():
+        gone.unlink()
+        cut(damaged)
+
+    lines = []
+    run(images, tmp_path / "run", [Breaks(3, action)], lines.append)
+    assert checkpoints.last_step(tmp_path / "run" / "checkpoints") == 27
+    assert listed(tmp_path / "run") == {
+        str(gone): "is not there any more",
+        str(damaged): "cannot be decoded",
+    }
+    said = [line for line in lines if "could not be read" in line]
+    assert 1 <= len(said) <= 2 and all(line.startswith("Epoch ") for line in said)
+
+
+def test_a_folder_that_vanishes_is_named_and_the_state_saved(images, tmp_path):
+    """In the second epoch; without checkpoints in between."""
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(UsageError) as caught:
-        run(images, tmp_path / "run", [Breaks(3, lambda: action(victim))])
+        run(images, tmp_path / "run", [Breaks(3, lambda: shutil.rmtree(images))])
     message = str(caught.value)
-    assert message.startswith(f"{victim} {words}") and "\n" not in message
+    assert message.startswith(f"{images}/") and "is not there any more" in message
+    assert "\n" not in message
     step = checkpoints.last_step(tmp_path / "run" / "checkpoints")
-    assert 3 < step <= 18 and f"Step {step} is saved." in message
+    assert 3 <= step <= 26 and f"Step {step} is saved." in message
     assert signal.getsignal(signal.SIGTERM) == handler
 
-    if action is cut:
-        return  # what follows is the same
-    # Put back, the run goes on and ends as one that nothing happened to.
-    victim.write_bytes(kept)
-    run(images, tmp_path / "run")
-    run(images, tmp_path / "other")
-    for one, other in zip(*map(weights, (tmp_path / "run", tmp_path / "other"))):
+
+def test_too_many_broken_images_stop_a_run_that_can_go_on_as_if_it_had_not(
+    images, tmp_path
+):
+    """A third of them, and one that only kNN reads."""
+    broken = [images / name / f"{i:02}.png" for name in NAMES for i in range(1, 19, 3)]
+    broken.append(images / "cats" / "09.png")
+    for path in broken:
+        cut(path)
+    with pytest.raises(UsageError) as caught:
+        run(images, tmp_path / "stopped")
+    message = str(caught.value)
+    assert "\n" not in message and "more than --max_unreadable=0.01 allows" in message
+    step = checkpoints.last_step(tmp_path / "stopped" / "checkpoints")
+    assert 0 < step < 9 and f"Step {step} is saved." in message
+    assert set(listed(tmp_path / "stopped")) <= set(map(str, broken))
+    for name in ("stopped", "whole"):
+        run(images, tmp_path / name, max_unreadable=0.5, knn_every=3)
+        found = listed(tmp_path / name)
+        assert found == dict.fromkeys(map(str, broken), "cannot be decoded")
+    for one, other in zip(*(weights(tmp_path / n) for n in ("stopped", "whole"))):
         np.testing.assert_array_equal(one, other)
 
 
@@ -114,20 +147,6 @@ def weights(folder):
     import keras
 
     return keras.models.load_model(folder / "encoder.keras").get_weights()
-
-
-def test_an_image_that_breaks_before_an_evaluation_is_named(images, tmp_path):
-    victim = images / "cats" / "09.png"  # held out: only kNN reads it
-    breaks = Breaks(5, lambda: victim.unlink(missing_ok=True))
-    with pytest.raises(UsageError, match=r"09\.png is not there any more"):
-        run(images, tmp_path / "run", [breaks], knn_every=1)
-
-
-def test_without_the_check_a_broken_image_is_named_too(images, tmp_path):
-    cut(images / "dogs" / "03.png")
-    dataset = load_dataset("folder", str(images), check=False, log=lambda line: None)
-    with pytest.raises(UsageError, match=r"03\.png cannot be decoded"):
-        pretrain(dataset, tmp_path, Config(**SETTINGS), verbose=False)
 
 
 def test_other_errors_are_left_as_they_are(images):
@@ -165,6 +184,7 @@ def test_names_that_are_no_utf8_go_through_the_whole_command(
         dataset="folder",
         data_dir=str(odd),
         workdir=str(tmp_path / "run"),
+        check_images=True,
         **settings,
     )
     train.run(options)
@@ -173,7 +193,8 @@ def test_names_that_are_no_utf8_go_through_the_whole_command(
     assert "1 unreadable images skipped" in output
     folder = RunFolder(tmp_path / "run")
     with open(folder.skipped, "rb") as file:
-        assert file.read() == os.fsencode(odd) + b"/caf\xe9/\xfebroken.png\n"
+        line = b"cannot be decoded\t" + os.fsencode(odd) + b"/caf\xe9/\xfebroken.png\n"
+        assert file.read() == line
     with open(folder.report, encoding="utf-8") as file:
         assert "caf\\udce9" in file.read()
 

@@ -11,7 +11,8 @@ from conftest import ROOT
 from hypothesis import strategies as st
 
 from ressl_keras import UsageError, cli
-from ressl_keras.commands import compare, evaluate, export, report, train
+from ressl_keras.commands import check, compare, evaluate, export, report, train
+from ressl_keras.commands.check import CheckOptions
 from ressl_keras.commands.compare import CompareOptions
 from ressl_keras.commands.evaluate import EvaluateOptions
 from ressl_keras.commands.export import ExportOptions
@@ -23,6 +24,7 @@ COMMANDS = {
     train: TrainOptions,
     evaluate: EvaluateOptions,
     export: ExportOptions,
+    check: CheckOptions,
     compare: CompareOptions,
     report: ReportOptions,
 }

@@ -10,7 +10,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from ressl_keras import UsageError, views
 from ressl_keras.augmentation import image_ops
-from ressl_keras.data import pipeline, shapes
+from ressl_keras.data import image_folder, pipeline, shapes
 from ressl_keras.data.datasets import load_dataset
 from ressl_keras.data.images import ArrayImages
 
@@ -96,7 +96,7 @@ def folder(tmp_path, random):
 
 
 def test_a_folder_gives_classes_a_held_out_tenth_and_the_unreadable(folder):
-    dataset = load_dataset("folder", str(folder))
+    dataset = load_dataset("folder", str(folder), check=True)
     assert dataset.class_names == ["cats", "dogs"]
     assert (len(dataset.pretrain), len(dataset.test)) == (18, 2)
     assert sorted(path.split("/")[-1] for path in dataset.skipped) == [
@@ -122,25 +122,63 @@ def test_a_folder_with_train_and_test_keeps_them_apart(folder, tmp_path):
 
 
 def test_a_folder_without_subfolders_has_no_labels(folder):
-    dataset = load_dataset("folder", str(folder / "cats"))
+    dataset = load_dataset("folder", str(folder / "cats"), check=True)
     assert not dataset.labelled and len(dataset.pretrain) == 10
 
 
-def test_small_images_of_one_size_are_kept_in_memory(tmp_path, random):
-    pixels = random.integers(0, 256, [4, 8, 10, 3]).astype(np.uint8)
+def small_images(folder, random, count=4):
+    """Images of one small size in a folder; returns their pixels."""
+    pixels = random.integers(0, 256, [count, 8, 10, 3]).astype(np.uint8)
     for place, image in enumerate(pixels):
-        Image.fromarray(image).save(tmp_path / f"{place}.png")
+        Image.fromarray(image).save(folder / f"{place:03}.png")
+    return pixels
+
+
+@pytest.mark.parametrize("check", [False, True])
+def test_small_images_of_one_size_are_kept_in_memory(check, tmp_path, random):
+    pixels = small_images(tmp_path, random)
 
     def load(**options):
-        return load_dataset("folder", str(tmp_path), **options).pretrain
+        return load_dataset("folder", str(tmp_path), check=check, **options).pretrain
 
     images = load()
     np.testing.assert_array_equal(images.images, pixels)
     assert images.storage == "in memory (0 MiB)"
-    for options in ({"check": False}, {"memory_limit": pixels.size - 1}):
-        assert load(**options).storage == "read from files"
+    assert load(memory_limit=pixels.size - 1).storage == "read from files"
     Image.new("RGB", (10, 9)).save(tmp_path / "other.png")
     assert not load().same_size
+
+
+def test_headers_say_what_is_kept_and_what_breaks_the_rule_is_found(
+    tmp_path, random, monkeypatch
+):
+    """One header is looked at; a damaged file is left out, another size ends it."""
+    pixels = small_images(tmp_path, random, 20)
+    (tmp_path / "005.png").write_bytes((tmp_path / "005.png").read_bytes()[:60])
+    monkeypatch.setattr(image_folder, "_SAMPLE", 1)
+
+    def load():
+        return load_dataset("folder", str(tmp_path), log=lambda line: None)
+
+    dataset = load()
+    kept = np.delete(pixels, 5, axis=0)
+    np.testing.assert_array_equal(dataset.pretrain.images, kept)
+    assert dataset.skipped == {str(tmp_path / "005.png"): "cannot be decoded"}
+    Image.new("RGB", (10, 9)).save(tmp_path / "010.png")
+    dataset = load()
+    assert len(dataset.pretrain) == 20 and not dataset.pretrain.same_size
+    assert not dataset.skipped
+
+
+def test_a_turned_header_counts_as_the_image_it_becomes(tmp_path):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (10, 8), "red").save(tmp_path / "0.jpg", exif=turned)
+    Image.new("RGB", (8, 10), "red").save(tmp_path / "1.jpg")
+    images = load_dataset("folder", str(tmp_path), log=lambda line: None).pretrain
+    assert images.size == (10, 8)
+    images = load_dataset("folder", str(tmp_path), exif_orientation=False).pretrain
+    assert not images.same_size
 
 
 def test_large_images_of_one_size_are_read_from_their_files(tmp_path):

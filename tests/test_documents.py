@@ -21,7 +21,8 @@ from options import parse
 from PIL import Image
 from test_flagfiles import stand_in
 
-from ressl_keras.commands import export, train
+from ressl_keras.commands import check, export, train
+from ressl_keras.commands.check import CheckOptions
 from ressl_keras.commands.compare import CompareOptions
 from ressl_keras.commands.embed import EmbedOptions
 from ressl_keras.commands.evaluate import EvaluateOptions
@@ -75,6 +76,7 @@ STARTS = {
     "embed": ("python -m ressl_keras.commands.embed ", "ressl-embed "),
     "search": ("python -m ressl_keras.commands.search ", "ressl-search "),
     "predict": ("python -m ressl_keras.commands.predict ", "ressl-predict "),
+    "check": ("python -m ressl_keras.commands.check ", "ressl-check "),
 }
 OPTIONS = {
     "train": TrainOptions,
@@ -85,6 +87,7 @@ OPTIONS = {
     "embed": EmbedOptions,
     "search": SearchOptions,
     "predict": PredictOptions,
+    "check": CheckOptions,
 }
 
 
@@ -230,6 +233,14 @@ def test_evaluations_run(own):
     }
     assert judged >= {"knn", "linear", "finetune"}
     assert (own / "neighbours.png").exists()
+
+
+@pytest.mark.parametrize("words", documented("check"), ids=" ".join)
+def test_checks_run(words, own, tmp_path, capsys):
+    words = [*words, f"--data_dir={own}/my_images", f"--output={tmp_path}/list.txt"]
+    check.check(parse(CheckOptions, *words))
+    assert "40 images, 0 unreadable." in capsys.readouterr().out
+    assert (tmp_path / "list.txt").read_text() == ""
 
 
 @pytest.mark.parametrize("words", documented("export"), ids=" ".join)

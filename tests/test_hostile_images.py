@@ -35,7 +35,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def dataset(folder):
-    return load_dataset("folder", str(folder), log=lambda line: None)
+    return load_dataset("folder", str(folder), check=True, log=lambda line: None)
 
 
 def test_there_are_many(folder):

@@ -17,8 +17,7 @@ from ressl_keras import cli
 from ressl_keras.commands.data_options import DataOptions
 from ressl_keras.commands.device_options import DeviceOptions
 from ressl_keras.config import Config
-from ressl_keras.errors import printable
-from ressl_keras.run_folder import RunFolder, write_lines
+from ressl_keras.run_folder import RunFolder
 from ressl_keras.settings import setting, settings_of
 
 
@@ -27,7 +26,10 @@ class TrainOptions(DataOptions, DeviceOptions, Config):
     """What the command needs beside the settings of the training."""
 
     check_images: bool = setting(
-        True, "Decode every image of a folder once before training.", group="Data"
+        False,
+        "Decode every image of a folder before training, to leave out what cannot be "
+        "read; ressl-check does the same. What it finds is remembered.",
+        group="Data",
     )
     workdir: str = setting(
         "runs/ressl",
@@ -88,7 +90,7 @@ def run(options):
     from ressl_keras import devices
     from ressl_keras.data import checking
     from ressl_keras.evaluation import judgement
-    from ressl_keras.training import backbones
+    from ressl_keras.training import backbones, skipped
     from ressl_keras.training.memory import check_memory
     from ressl_keras.training.own import imported
     from ressl_keras.training.pretrain import pretrain
@@ -110,11 +112,12 @@ def run(options):
         check_memory(options)
         folder.resumed(options)
     dataset = options.load(check=options.check_images, log=log)
-    if dataset.skipped and chief:
-        _list_skipped(dataset.skipped, folder, log)
+    if chief:
+        listed = skipped.SkippedList(folder.skipped, keep=folder.has_checkpoints())
+        skipped.announce(dataset.skipped, listed, log)
     if options.preview:
         if chief:
-            with checking.naming_unreadable(dataset.files, log):
+            with checking.naming_unreadable(dataset.files):
                 log(f"The views are in {preview(dataset, folder.path, options)}.")
         return
     encoder = pretrain(dataset, folder.path, options, strategy=strategy, log=log)
@@ -124,16 +127,11 @@ def run(options):
             folder.path, dataset, options.evaluate, command, log, strategy
         )
     if chief:
+        skipped.SkippedList(folder.skipped, keep=True).add(dataset.faults())
         what = "evaluate it" if dataset.labelled else "see what it finds alike"
         log(f"The encoder is {encoder}. To {what}:")
         log(f"  {_evaluation_command(encoder, dataset, options)}")
     devices.barrier(strategy)  # the others wait for the chief
-
-
-def _list_skipped(skipped, folder, log):
-    write_lines(folder.skipped, skipped)
-    log(f"{len(skipped)} unreadable images skipped, listed in {folder.skipped}:")
-    log("\n".join(f"  {printable(path)}" for path in skipped[:5]))
 
 
 def _evaluation_command(encoder, dataset, options):

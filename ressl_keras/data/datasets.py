@@ -7,11 +7,11 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from ressl_keras.data import checking, folders, shapes
 from ressl_keras.data import labels as labelling
+from ressl_keras.data import shapes
 from ressl_keras.data.decoding import Decoder
+from ressl_keras.data.image_folder import load_folder
 from ressl_keras.data.images import (
-    LARGEST_KEPT,
     ArrayImages,
     EncodedImages,
     Subset,
@@ -35,7 +35,8 @@ class Dataset:
             None where there are no labels.
         test: labelled images that are never learned from, or None.
         class_names: list of strings; empty where there are no labels.
-        skipped: files that could not be read.
+        skipped: dict from path to reason, of files that could not be read and are in
+            none of the sets.
         decoder: `Decoder` that files were decoded with, also those kept in memory;
             None where nothing was.
     """
@@ -45,7 +46,7 @@ class Dataset:
     train: object = None
     test: object = None
     class_names: list = dataclasses.field(default_factory=list)
-    skipped: list = dataclasses.field(default_factory=list)
+    skipped: dict = dataclasses.field(default_factory=dict)
     decoder: Decoder | None = None
 
     @property
@@ -57,12 +58,20 @@ class Dataset:
         sets = self.pretrain, self.train, self.test
         return list(dict.fromkeys(path for one in sets for path in files_of(one)))
 
+    def faults(self):
+        """Dict from path to reason, of all files that could not be read so far."""
+        found = dict(self.skipped)
+        for images in (self.pretrain, self.train, self.test):
+            unreadable = getattr(images, "unreadable", None)
+            found |= unreadable.faults() if unreadable is not None else {}
+        return found
+
 
 def load_dataset(
     name: str,
     data_dir: str | None = None,
     download: bool = True,
-    check: bool = True,
+    check: bool = False,
     memory_limit: int = 4 * 2**30,
     log: Callable[[str], object] = print,
     labels: str = labelling.FOLDERS,
@@ -78,11 +87,11 @@ def load_dataset(
             layout; or the name of a TFDS data set with images.
         data_dir: the folder, or where TFDS keeps its data.
         download: whether TFDS may download.
-        check: for `folder`, whether to decode every image once, to find
-            unreadable files before training. Small images of one
-            size, of up to 128 pixels, are then kept in memory.
+        check: for `folder`, whether to decode every image before training, to leave
+            out unreadable files. Without it they are replaced while reading.
         memory_limit: sets above this many bytes are read from their files in every
-            epoch.
+            epoch. Below it, small images of one size, of up to 128 pixels, are kept in
+            memory.
         log: called with a line of text: progress of the check, and what of a folder
             is ignored.
         labels: what says the classes of a folder's images: `folders`, its sub-folders;
@@ -144,60 +153,10 @@ def _draw_shapes(data_dir, channels):
 
 
 def _load_folder(root, check, memory_limit, log, labels, decoder):
-    if labels not in (labelling.FOLDERS, labelling.NONE):
-        labels = labelling.read_table(labels, root or "")
-    listing = folders.list_images(root, log, with_sets=labels != labelling.NONE)
-    paths = [path for path, _ in [*listing.files, *listing.held_out]]
-    sizes = checking.sizes(paths, log, decoder=decoder) if check else {}
-    skipped = {path: None for path, size in sizes.items() if size is None}
-    readable = dataclasses.replace(
-        listing,
-        files=[file for file in listing.files if file[0] not in skipped],
-        held_out=[file for file in listing.held_out if file[0] not in skipped],
-    )
-    if not readable.files:
-        found = f" ({len(skipped)} files could not be decoded)" if skipped else ""
-        others = f"; {listing.others}" if listing.others else ""
-        raise UsageError(
-            f"No readable image under {root}{found}{others}. Known are "
-            f"{', '.join(folders.SUFFIXES)}. A public data set is named by --dataset."
-        )
-    found = labelling.assign(readable, labels, log)
+    sets = load_folder(root, check, memory_limit, log, labels, decoder)
     # Not the whole path: the name goes into files that are passed on.
     name = printable(os.path.basename(os.path.abspath(root)))
-    dataset = Dataset(f"folder {name}".strip(), None, skipped=list(skipped))
-    dataset.decoder = decoder
-
-    def images(files, class_names):
-        return _images_of(files, class_names, sizes, memory_limit, decoder, root)
-
-    with checking.naming_unreadable(found.pretrain, log):
-        if found.class_names:
-            dataset.class_names = list(map(printable, found.class_names))
-            dataset.train = images(found.train, found.class_names)
-            dataset.test = images(found.held_out, found.class_names)
-        if found.train == found.pretrain:
-            dataset.pretrain = dataset.train
-        else:
-            dataset.pretrain = images(found.pretrain, [])
-    return dataset
-
-
-def _images_of(files, class_names, sizes, memory_limit, decoder, root):
-    """The images of (path, class), in memory where they are small and of one size."""
-    paths = [path for path, _ in files]
-    labels = None
-    if class_names:
-        labels = [class_names.index(class_name) for _, class_name in files]
-    # Bytes, since a file's name need not be UTF-8.
-    sources = list(map(os.fsencode, paths))
-    encoded = EncodedImages(sources, labels, decoder=decoder, root=root)
-    size, *others = {sizes.get(path) for path in paths}
-    if others or not size or max(size) > LARGEST_KEPT:
-        return encoded
-    if len(paths) * size[0] * size[1] * decoder.channels > memory_limit:
-        return encoded
-    return _kept(encoded, size)
+    return Dataset(f"folder {name}".strip(), **vars(sets), decoder=decoder)
 
 
 def _kept(encoded, size):

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import os
 import stat
+import sys
 
 from ressl_keras.errors import UsageError, printable
 
@@ -123,20 +124,21 @@ def _of_known_classes(listing, class_names, log):
     """The held-out files of classes to learn from; says what is left out."""
     train, test = listing.names
     tested = {name for _, name in listing.held_out}
-    known = [file for file in listing.held_out if file[1] in class_names]
+    learned = set(class_names)
+    known = [file for file in listing.held_out if file[1] in learned]
     if not known:
         log(
             f"Warning: {train} and {test} have no class in common; {test} is ignored, "
             "and the encoder is not evaluated."
         )
         return []
-    unknown = tested.difference(class_names)
+    unknown = tested - learned
     if unknown:
         log(
             f"Warning: {len(listing.held_out) - len(known)} images of {test} are "
             f"ignored, since {train} lacks their classes: {_listed(unknown)}."
         )
-    untested = set(class_names) - tested
+    untested = learned - tested
     if untested:
         log(f"Warning: {test} lacks classes of {train}: {_listed(untested)}.")
     return known
@@ -194,7 +196,8 @@ def _with_classes(paths, folder, log):
     found, inner = [], set()
     for path in sorted(path for path in paths if path.startswith(inside)):
         head, *rest = path[len(inside) :].split(os.sep)
-        found.append((path, head if rest else ""))
+        # One text for a class, not one for each of its images.
+        found.append((path, sys.intern(head) if rest else ""))
         if len(rest) > 1 and split_of(rest[0]):
             inner.add(os.path.join(head, rest[0]))
     if inner:
@@ -232,14 +235,17 @@ def _walk(folders):
             if _is_folder(entry):
                 (links if entry.is_symlink() else waiting).append(entry.path)
             elif entry.name.lower().endswith(SUFFIXES):
-                (file_links if entry.is_symlink() else files).append(entry)
+                # A named pipe or a device is not an image, and reading it may never
+                # end. Entries are not kept: they are several times as large as paths.
+                if entry.is_symlink():
+                    file_links.append(entry.path)
+                elif entry.is_file(follow_symlinks=False):
+                    files.append(entry.path)
             else:
                 others[os.path.splitext(entry.name)[1].lower()] += 1
-    # A named pipe or a device is not an image, and reading it may never end.
-    paths = [entry.path for entry in files if entry.is_file(follow_symlinks=False)]
-    linked = _distinct_links(paths, [entry.path for entry in file_links])
+    linked = _distinct_links(files, file_links)
     passed_over += len(file_links) - len(linked)
-    return [*paths, *linked], _counted(others), passed_over
+    return files + linked, _counted(others), passed_over
 
 
 def _counted(endings, most=5):

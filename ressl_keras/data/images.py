@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from ressl_keras.augmentation import image_ops
-from ressl_keras.data import decoding
+from ressl_keras.data import checking, decoding
 from ressl_keras.errors import UsageError
 
 # Side in pixels that images of different sizes are used at unless another is given.
@@ -79,6 +79,9 @@ class EncodedImages:
         decoder: `decoding.Decoder`.
         root: folder that the images' names are relative to.
         names: function from an index to the name of an image in memory, or None.
+
+    Attributes:
+        unreadable: `checking.Unreadable`, the images that could not be read so far.
     """
 
     same_size = False
@@ -98,6 +101,7 @@ class EncodedImages:
         self.labels = None if labels is None else np.asarray(labels)
         self.in_memory, self.decoder = in_memory, decoder
         self.root, self.names = root, names
+        self.unreadable = checking.Unreadable(self.place, self._fault)
 
     def __len__(self):
         return len(self.sources)
@@ -111,6 +115,16 @@ class EncodedImages:
     def storage(self):
         """Where the images are stored, in words."""
         return "encoded in memory" if self.in_memory else "read from files"
+
+    def place(self, index):
+        """Where the image at an index is, in words."""
+        if self.in_memory:
+            return f"image {index}"
+        return os.fsdecode(self.sources[index].numpy())
+
+    def _fault(self, index):
+        path = None if self.in_memory else self.place(index)
+        return checking.fault(path) if path else checking.CANNOT_DECODE
 
     def encoded(self, index):
         """The bytes of the image at an index, in a graph."""
@@ -149,6 +163,14 @@ class Subset:
 
     def __len__(self):
         return len(self.indices)
+
+    @property
+    def unreadable(self):
+        """Those of its images that could not be read; None for images in memory."""
+        whole = getattr(self.images, "unreadable", None)
+        if whole is None:
+            return None
+        return checking.UnreadablePart(whole, self.indices.numpy())
 
     @property
     def size(self):

@@ -69,8 +69,9 @@ def _assign_from_table(listing, table, log):
         )
     if not listing.names:
         train, held_out = folders.hold_out(train)
-    class_names = sorted({label for _, label in train})
-    held_out = [file for file in held_out if file[1] in class_names]
+    known = {label for _, label in train}
+    class_names = sorted(known)
+    held_out = [file for file in held_out if file[1] in known]
     if len(class_names) < 2 or not held_out:
         log(
             f"Warning: {len(train)} labelled images of {len(class_names)} classes are "

@@ -11,7 +11,7 @@ import weakref
 import numpy as np
 import tensorflow as tf
 
-from ressl_keras.data import decoding, folders
+from ressl_keras.data import checking, decoding, folders
 from ressl_keras.data.images import DEFAULT_SIZE
 from ressl_keras.data.record_index import UNLABELLED, read_index
 from ressl_keras.errors import TEMPORARY, UsageError, printable
@@ -26,7 +26,8 @@ _MOST_OPEN = 512
 class PackedImages:
     """Images of any size in a few large files, decoded when they are read.
 
-    Images are read at any index, so the order of training is that of a folder.
+    Images are read at any index, so the order of training is that of a folder. Those
+    that cannot be decoded are noted in `unreadable`, a `checking.Unreadable`.
 
     Args:
         index: `record_index.RecordIndex`.
@@ -41,6 +42,7 @@ class PackedImages:
         labelled = (index.labels != UNLABELLED).any()
         self.labels = index.labels if labelled else None
         self._shards = _Shards(index.paths)
+        self.unreadable = checking.Unreadable(self.place)
 
     def __len__(self):
         return len(self.index)

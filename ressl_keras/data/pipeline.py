@@ -10,6 +10,7 @@ from ressl_keras.augmentation import bundle, image_ops
 from ressl_keras.augmentation.layers import RandomResizedCropAndFlip
 from ressl_keras.data.decoding import DEFAULT, decode_crops
 from ressl_keras.data.images import files_of, spread_indices
+from ressl_keras.data.replacement import read_in_order, read_or_next
 
 
 def training_batches(
@@ -51,24 +52,33 @@ def training_batches(
         `crops`, `student` is a tuple of batches.
     """
     share, steps = batch_size // workers, (first_step, last_step)
-    indices = shuffled_indices(len(images), batch_size, seed, *steps, worker, workers)
+    place = worker, workers
     if images.same_size:
+        indices = shuffled_indices(len(images), batch_size, seed, *steps, *place)
         return indices.map(images.read, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
     geometric = bundle.GeometricViews(size, crops, seed, augmentations)
+    operations, decoder = geometric.operations, images.decoder
 
     def draws(step):
         return geometric.draws(step, share, first=worker * share)
 
     def crop(encoded, draws):
-        operations, decoder = geometric.operations, images.decoder
         return bundle.pack(read_crops(encoded, operations, draws, decoder))
 
-    encoded = indices.unbatch().map(images.encoded, tf.data.AUTOTUNE)
-    drawn = tf.data.Dataset.range(*steps).map(draws).unbatch()
-    examples = tf.data.Dataset.zip(encoded, drawn).map(crop, tf.data.AUTOTUNE)
-    batches = examples.batch(share, drop_remainder=True)
-    return batches.prefetch(tf.data.AUTOTUNE)
+    def block(step):
+        return step_indices(step, len(images), batch_size, seed, *place), draws(step)
+
+    def read(index, draws):
+        return crop(images.encoded(index), draws)
+
+    spec = bundle.pack([_crop_spec(images, operation) for operation in operations])
+    return read_in_order(images, block, *steps, share, read, spec)
+
+
+def _crop_spec(images, operation):
+    shape = [operation.size, operation.size, images.channels]
+    return tf.TensorSpec(shape, tf.uint8)
 
 
 class InputTimer:
@@ -122,14 +132,22 @@ def shuffled_indices(
 
     Args and order as in `training_batches`.
     """
-    steps_per_epoch, share = count // batch_size, batch_size // workers
-    positions = worker * share + tf.range(share, dtype=tf.int64)
 
     def indices(step):
-        first = step % steps_per_epoch * batch_size
-        return shuffled_order(first + positions, seed, step // steps_per_epoch, count)
+        return step_indices(step, count, batch_size, seed, worker, workers)
 
     return tf.data.Dataset.range(first_step, last_step).map(indices)
+
+
+def step_indices(step, count, batch_size, seed, worker=0, workers=1):
+    """Which of `count` examples a step takes: int64 vector, in a graph.
+
+    Args and order as in `training_batches`.
+    """
+    steps_per_epoch, share = count // batch_size, batch_size // workers
+    positions = worker * share + tf.range(share, dtype=tf.int64)
+    first = step % steps_per_epoch * batch_size
+    return shuffled_order(first + positions, seed, step // steps_per_epoch, count)
 
 
 def files_of_steps(images, batch_size, seed, first_step, last_step):
@@ -199,14 +217,46 @@ def evaluation_batches(images, size, batch_size=256, count=None):
         in memory that have the size, else float32.
     """
 
-    def read(index):
-        image = images.read(index)
-        return image if fits else center_crop(image, size)
+    indices = spread_indices(images, count)
+    if images.same_size:
+        fits = images.size == (size, size)
 
-    fits = images.same_size and images.size == (size, size)
-    dataset = tf.data.Dataset.from_tensor_slices(spread_indices(images, count))
-    dataset = dataset.map(read, tf.data.AUTOTUNE)
-    return dataset.batch(batch_size).prefetch(tf.data.AUTOTUNE)
+        def brought_to_size(index):
+            image = images.read(index)
+            return image if fits else center_crop(image, size)
+
+        dataset = tf.data.Dataset.from_tensor_slices(indices)
+        dataset = dataset.map(brought_to_size, tf.data.AUTOTUNE)
+        return dataset.batch(batch_size).prefetch(tf.data.AUTOTUNE)
+
+    with tf.device("CPU"):
+        indices = tf.constant(indices, tf.int64)
+
+    def block(number):
+        return indices[number * batch_size : (number + 1) * batch_size], ()
+
+    def read(index, _):
+        return center_crop(images.read(index), size)
+
+    blocks = 0, -(-len(indices) // batch_size)
+    spec = tf.TensorSpec([size, size, images.channels], tf.float32)
+    return read_in_order(images, block, *blocks, batch_size, read, spec, whole=False)
+
+
+def readable_images(images, indices):
+    """Images as they are; one that cannot be read is replaced as in training.
+
+    Args:
+        images: any set of images.
+        indices: integers.
+
+    Returns:
+        List of uint8 arrays [height, width, channels].
+    """
+    if images.same_size:
+        return list(images.read(indices).numpy())
+    found = (read_or_next(images, index, images.read) for index in indices)
+    return [image.numpy() for image in found]
 
 
 def center_crop(image, size):
@@ -273,36 +323,41 @@ def labelled_crops(
 
     Returns:
         A `tf.data.Dataset` of float32 batches [batch_size / workers, size, size, 3] in
-        0-255 and int64 labels [batch_size / workers].
+        0-255 and int64 labels [batch_size / workers]; the label is that of the image
+        that was read.
     """
     labels = tf.constant(images.labels, tf.int64)
     crop = RandomResizedCropAndFlip(size, scale)
     share = batch_size // workers
     first = worker * share
 
-    def read(step, indices):
-        draw = tf.stack([tf.constant(seed, tf.int64), step])
-        if images.same_size:
-            planes = image_ops.to_planes(images.read(indices))
-            batch = 255 * image_ops.to_pixels(crop(planes, seed=draw, first=first))
-        else:
-            draws = crop.draw(draw, share, first)
-            batch = tf.map_fn(
-                lambda i: read_crops(
-                    images.encoded(indices[i]), [crop], [draws[i]], images.decoder
-                )[0],
-                tf.range(share),
-                fn_output_signature=tf.TensorSpec(
-                    [size, size, images.channels], tf.uint8
-                ),
-            )
-            batch = tf.cast(batch, tf.float32)
+    steps_per_epoch = len(images) // batch_size
+    steps = first_epoch * steps_per_epoch, epochs * steps_per_epoch
+    place = worker, workers
+
+    def draws(step):
+        return tf.stack([tf.constant(seed, tf.int64), step])
+
+    def crops(step, indices):
+        planes = image_ops.to_planes(images.read(indices))
+        batch = 255 * image_ops.to_pixels(crop(planes, seed=draws(step), first=first))
         batch = tf.ensure_shape(batch, [share, size, size, images.channels])
         return batch, tf.gather(labels, indices)
 
-    steps_per_epoch = len(images) // batch_size
-    steps = first_epoch * steps_per_epoch, epochs * steps_per_epoch
-    indices = shuffled_indices(len(images), batch_size, seed, *steps, worker, workers)
-    numbers = tf.data.Dataset.range(*steps)
-    batches = tf.data.Dataset.zip(numbers, indices).map(read, tf.data.AUTOTUNE)
-    return batches.prefetch(tf.data.AUTOTUNE)
+    if images.same_size:
+        indices = shuffled_indices(len(images), batch_size, seed, *steps, *place)
+        numbers = tf.data.Dataset.range(*steps)
+        batches = tf.data.Dataset.zip(numbers, indices).map(crops, tf.data.AUTOTUNE)
+        return batches.prefetch(tf.data.AUTOTUNE)
+
+    def block(step):
+        indices = step_indices(step, len(images), batch_size, seed, *place)
+        return indices, crop.draw(draws(step), share, first)
+
+    def read(index, draw):
+        (pixels,) = read_crops(images.encoded(index), [crop], [draw], images.decoder)
+        return pixels, labels[index]
+
+    spec = _crop_spec(images, crop), tf.TensorSpec([], tf.int64)
+    batches = read_in_order(images, block, *steps, share, read, spec)
+    return batches.map(lambda pixels, labels: (tf.cast(pixels, tf.float32), labels))

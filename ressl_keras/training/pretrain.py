@@ -49,6 +49,7 @@ from ressl_keras.training.memory import check_memory
 from ressl_keras.training.precision import choose_precision
 from ressl_keras.training.preview import preview
 from ressl_keras.training.progress import Progress, overview
+from ressl_keras.training.skipped import SkippedImages, SkippedList
 from ressl_keras.training.tensorboard import Dashboard, Profiler, StepScalars
 
 # Steps per call of the graph on a GPU unless another number is set.
@@ -118,7 +119,7 @@ def pretrain(
         if step >= plan.total_steps and chief and folder.is_exported():
             log(f"The run is finished, at step {step}; nothing is left to train.")
             return folder.encoder
-        run.train(strategy, chief, verbose, callbacks)
+        run.train(strategy, verbose, callbacks)
         return run.export() if chief else folder.encoder
 
 
@@ -164,7 +165,7 @@ class _Run:
             if devices.is_chief(strategy):
                 keep_initial(self.model.backbone, folder, plan.image_size)
 
-    def train(self, strategy, chief, verbose, callbacks):
+    def train(self, strategy, verbose, callbacks):
         """Trains from the first step to the last."""
         plan, config = self.plan, self.config
         segments = _segments(self.first_step, plan.total_steps, plan.steps_per_epoch)
@@ -180,7 +181,7 @@ class _Run:
         alone = strategy.num_replicas_in_sync == 1
         timer = InputTimer() if alone and InputTimer.possible() else None
         with self.naming_unreadable(strategy):
-            callbacks = self.callbacks(timer, chief, verbose, callbacks)
+            callbacks = self.callbacks(strategy, timer, verbose, callbacks)
             try:
                 with self.history or contextlib.nullcontext():
                     self.fit(segments, timer, callbacks, strategy)
@@ -211,7 +212,7 @@ class _Run:
             )
 
     def naming_unreadable(self, strategy):
-        """A context in which an unreadable image is named and the state is saved."""
+        """A context in which a vanished folder is named and the state is saved."""
         config, images = self.config, self.dataset.pretrain
 
         def likely():
@@ -219,14 +220,15 @@ class _Run:
             steps = step, step + self.model.steps_per_execution
             return files_of_steps(images, config.batch_size, config.seed, *steps)
 
-        def before():
-            # On several machines a save needs all workers.
-            alone = not devices.several_workers(strategy)
-            step = self.saving.save_and_release() if alone and self.saving else 0
-            return f"Step {step} is saved." if step else ""
+        before = functools.partial(self.save_in_between, strategy)
+        return naming_unreadable(self.dataset.files, likely=likely, before=before)
 
-        files = self.dataset.files
-        return naming_unreadable(files, self.log, likely=likely, before=before)
+    def save_in_between(self, strategy):
+        """Saves the state before an error; returns a sentence about it."""
+        # On several machines a save needs all workers.
+        alone = not devices.several_workers(strategy)
+        step = self.saving.save_and_release() if alone and self.saving else 0
+        return f"Step {step} is saved." if step else ""
 
     def batches(self, timer, first, last, worker, workers):
         """Batches of some steps, for one worker."""
@@ -245,11 +247,18 @@ class _Run:
         )
         return timer.watch(batches) if timer else batches
 
-    def callbacks(self, timer, chief, verbose, others):
+    def callbacks(self, strategy, timer, verbose, others):
         """The callbacks of `fit`; on workers other than the chief none that writes."""
         config, plan, folder = self.config, self.plan, self.folder
-        used = uses(self.model.objective)
-        found = [StopOnNaN(), Throughput(config.batch_size, timer)]
+        chief, used = devices.is_chief(strategy), uses(self.model.objective)
+        skipped = SkippedImages(
+            self.dataset,
+            config.max_unreadable,
+            SkippedList(folder.skipped, keep=bool(self.first_step)) if chief else None,
+            self.log,
+            functools.partial(self.save_in_between, strategy),
+        )
+        found = [StopOnNaN(), skipped, Throughput(config.batch_size, timer)]
         if self.first_step % plan.steps_per_epoch:
             found.append(ResumedEpoch(self.model.metrics))
         if not chief:

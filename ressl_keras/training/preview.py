@@ -4,7 +4,11 @@ import numpy as np
 import tensorflow as tf
 
 from ressl_keras.augmentation.bundle import ViewBundle
-from ressl_keras.data.pipeline import shuffled_indices, training_batches
+from ressl_keras.data.pipeline import (
+    readable_images,
+    shuffled_indices,
+    training_batches,
+)
 from ressl_keras.evaluation import pictures
 from ressl_keras.run_folder import RunFolder
 from ressl_keras.training.build import Plan, choose_views
@@ -63,5 +67,4 @@ def _pixels(normalised, view):
 def _first_images(images, seed, count):
     """The first images of the first batch, as they are."""
     (indices,) = shuffled_indices(len(images), count, seed, 0, 1)
-    originals = tf.data.Dataset.from_tensor_slices(indices).map(images.read)
-    return list(originals.as_numpy_iterator())
+    return readable_images(images, indices)
