@@ -39,11 +39,12 @@ SMALL = {
         "--seconds=0.1",
     ],
     "million": ["--count=240", "--classes=3", "--sources=4"],
+    "reading": ["--images=8", "--steps=2", "--batch_size=4", "--rounds=1"],
     "views": ["--rounds=1", "--cores=1", "--small_batch=4", "--large_batch=2"],
 }
 # The others start TensorFlow several times over, or compile much. test_stand_in has
 # the stand-in for ImageNet.
-QUICK = ("knn",)
+QUICK = ("knn", "reading")
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,27 @@ from conftest import ROOT
 from hypothesis import strategies as st
 
 from ressl_keras import UsageError, cli
-from ressl_keras.commands import check, compare, evaluate, export, report, train
+from ressl_keras.commands import (
+    check,
+    compare,
+    embed,
+    evaluate,
+    export,
+    pack,
+    predict,
+    report,
+    search,
+    train,
+)
 from ressl_keras.commands.check import CheckOptions
 from ressl_keras.commands.compare import CompareOptions
+from ressl_keras.commands.embed import EmbedOptions
 from ressl_keras.commands.evaluate import EvaluateOptions
 from ressl_keras.commands.export import ExportOptions
+from ressl_keras.commands.pack import PackOptions
+from ressl_keras.commands.predict import PredictOptions
 from ressl_keras.commands.report import ReportOptions
+from ressl_keras.commands.search import SearchOptions
 from ressl_keras.commands.train import TrainOptions
 from ressl_keras.settings import settings_of
 
@@ -27,6 +42,10 @@ COMMANDS = {
     check: CheckOptions,
     compare: CompareOptions,
     report: ReportOptions,
+    pack: PackOptions,
+    embed: EmbedOptions,
+    predict: PredictOptions,
+    search: SearchOptions,
 }
 
 

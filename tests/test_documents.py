@@ -21,12 +21,13 @@ from options import parse
 from PIL import Image
 from test_flagfiles import stand_in
 
-from ressl_keras.commands import check, export, train
+from ressl_keras.commands import check, export, pack, train
 from ressl_keras.commands.check import CheckOptions
 from ressl_keras.commands.compare import CompareOptions
 from ressl_keras.commands.embed import EmbedOptions
 from ressl_keras.commands.evaluate import EvaluateOptions
 from ressl_keras.commands.export import ExportOptions
+from ressl_keras.commands.pack import PackOptions
 from ressl_keras.commands.predict import PredictOptions
 from ressl_keras.commands.report import ReportOptions
 from ressl_keras.commands.search import SearchOptions
@@ -77,6 +78,7 @@ STARTS = {
     "search": ("python -m ressl_keras.commands.search ", "ressl-search "),
     "predict": ("python -m ressl_keras.commands.predict ", "ressl-predict "),
     "check": ("python -m ressl_keras.commands.check ", "ressl-check "),
+    "pack": ("python -m ressl_keras.commands.pack ", "ressl-pack "),
 }
 OPTIONS = {
     "train": TrainOptions,
@@ -88,6 +90,7 @@ OPTIONS = {
     "search": SearchOptions,
     "predict": PredictOptions,
     "check": CheckOptions,
+    "pack": PackOptions,
 }
 
 
@@ -254,6 +257,13 @@ def test_exports_run(words, own):
     for name, ending in (("onnx", "onnx"), ("litert", "tflite")):
         if name in options.formats:
             assert (own / "run" / f"encoder.{ending}").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("words", documented("pack"), ids=" ".join)
+def test_packing_runs(words, own, tmp_path):
+    words = [*words, f"--data_dir={own}/my_images", f"--output={tmp_path}/shards"]
+    pack.pack(parse(PackOptions, *words))
+    assert (tmp_path / "shards" / "packed.json").exists()
 
 
 @pytest.mark.slow

@@ -3,8 +3,8 @@
   ressl-pack --data_dir=my_images --output=my_shards
   ressl-train --dataset=packed --data_dir=my_shards --workdir=runs/mine
 
-The files of the images are not changed. Training on the shards equals training on
-the folder.
+The files of the images are not changed. Training on the shards equals training
+on the folder.
 """
 
 import dataclasses

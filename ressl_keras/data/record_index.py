@@ -82,7 +82,7 @@ def read_index(paths, name, log=print, clock=time.monotonic, every=10.0):
     for place in places:
         with contextlib.suppress(*_DAMAGES):
             return _load(place, paths, identity)
-    index = _build(paths, log, clock, every)
+    index = build(paths, log, clock, every)
     for place in places:
         with contextlib.suppress(OSError):
             _save(place, index, identity)
@@ -145,8 +145,8 @@ def _save(place, index, identity):
             os.remove(temporary)
 
 
-def _build(paths, log, clock, every):
-    """Reads all shards, several at a time."""
+def build(paths, log=print, clock=time.monotonic, every=10.0):
+    """The same, from the shards themselves, which are read several at a time."""
     parts, said, images = [], clock(), 0
     with concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
         try:
@@ -216,7 +216,7 @@ def _parse_example(record, path, number):
 def _find(image, record):
     """Where the bytes of an image begin in its record; equal bytes will do.
 
-    `bytes.index` prepares a search for all of the image, as slow as reading it.
+    `bytes.index` of the whole image takes as long as reading it.
     """
     start = record.index(image[:64])
     while not record.startswith(image, start):
