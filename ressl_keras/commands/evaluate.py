@@ -63,7 +63,7 @@ def evaluate(options):
         raise UsageError(f"--output={output} is a folder; give a JSON file.")
     RunFolder(os.path.dirname(output) or ".").prepare()
     dataset = options.load(log=log)
-    with checking.naming_unreadable(dataset.files, log):
+    with checking.naming_unreadable(dataset.files):
         judgement.judge(
             encoder,
             dataset,

@@ -82,7 +82,7 @@ def pack(options):
     )
     for path in dataset.skipped:
         log(f"Left out, since it cannot be decoded: {printable(path)}")
-    with checking.naming_unreadable(dataset.files, log):
+    with checking.naming_unreadable(dataset.files):
         counts = packing.pack(
             dataset,
             options.data_dir,

@@ -121,7 +121,7 @@ def run(options):
                 log(f"The views are in {preview(dataset, folder.path, options)}.")
         return
     encoder = pretrain(dataset, folder.path, options, strategy=strategy, log=log)
-    with checking.naming_unreadable(dataset.files, log):
+    with checking.naming_unreadable(dataset.files):
         command = cli.command_line()
         judgement.judge_run(
             folder.path, dataset, options.evaluate, command, log, strategy
