@@ -227,7 +227,7 @@ def test_workers_crop_their_shares_as_one_would(folder):
 
 def test_crops_while_reading_are_the_crops_of_the_view_layer(folder):
     """Same draws, same pixels, up to the rounding to uint8."""
-    images = load_dataset("folder", str(folder)).pretrain
+    images = load_dataset("folder", str(folder), check=True).pretrain
     batch = next(iter(pipeline.training_batches(images, 6, 5, 0, 1, size=16)))
     index = pipeline.shuffled_order(tf.range(6, dtype=tf.int64), 5, 0, 18)
     crop = views.RandomResizedCropAndFlip(16)

@@ -108,8 +108,10 @@ def test_a_run_leaves_the_files_that_others_rely_on(trained):
 
 def test_a_run_lists_what_it_could_not_read(trained):
     workdir, output = trained
-    assert "1 unreadable images skipped" in output
-    assert (workdir / "skipped.txt").read_text().endswith("dark/broken.jpg\n")
+    assert "Epoch 1: 1 image could not be read" in output
+    listed = (workdir / "skipped.txt").read_text()
+    assert listed.startswith("cannot be decoded\t")
+    assert listed.endswith("dark/broken.jpg\n") and listed.count("\n") == 1
 
 
 def test_the_printed_command_evaluates_the_encoder(trained, tmp_path):
@@ -131,6 +133,7 @@ def test_the_views_can_be_looked_at_before_training(images, tmp_path):
         f"--data_dir={images}",
         "--preview",
         "--crops=32,16",
+        "--check_images",
         f"--workdir={tmp_path}",
     )
     assert [path.name for path in tmp_path.iterdir()] == ["skipped.txt", "views.png"]

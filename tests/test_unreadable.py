@@ -145,15 +145,21 @@ def test_where_nothing_can_be_read_the_error_is_that_of_the_image(tmp_path):
 
 def test_a_share_is_exceeded_only_beyond_ten():
     found = checking.Unreadable(str)
-    for read, count, expected in [(20, 10, False), (20, 11, True), (2000, 20, False)]:
+    for read, count, expected in [
+        (20, 10, None),
+        (20, 11, (11, 20)),
+        (2000, 20, None),
+        (2000, 21, (21, 2000)),
+    ]:
         found = checking.Unreadable(str)
         found.record(np.arange(count), read)
-        assert found.exceeds(0.01, 10000) == expected
-    found.record(np.arange(21), 2000)
-    assert found.exceeds(0.01, 10000)
+        assert found.excess(0.01, 10000) == expected
     # Read again in the next epochs, they are no more than there are.
     found.record(np.arange(0), 10**6)
-    assert found.exceeds(0.01, 2000) and not found.exceeds(0.01, 2100)
+    assert found.excess(0.01, 2000) == (21, 2000) and not found.excess(0.01, 2100)
+    # What an evaluation finds does not count.
+    found.record(np.arange(100))
+    assert not found.excess(0.01, 2100) and len(found.indices()) == 100
 
 
 @pytest.fixture

@@ -41,28 +41,28 @@ class Unreadable:
         name: function of an index to where the image is, in words.
         fault: function of an index to why it cannot be read, in words.
 
-    Attributes:
-        read: how many images of the set were read when the last one was found.
     """
 
     def __init__(self, name, fault=lambda index: CANNOT_DECODE):
         self._name, self._fault = name, fault
         self._found, self._lock = {}, threading.Lock()
-        self.read = 0
+        self._counted, self._read = set(), 0
 
     def record(self, indices, read=0):
         """Notes images that could not be read.
 
         Args:
             indices: int64 array of indices into the set; may be empty.
-            read: how many images were read so far; 0 where nobody counts.
+            read: how many images training has read so far; 0 where others read.
 
         """
         with self._lock:
             for index in indices.tolist():
                 if index not in self._found:
                     self._found[index] = self._name(index), self._fault(index)
-            self.read = max(self.read, int(read))
+            if read:
+                self._counted.update(indices.tolist())
+                self._read = max(self._read, int(read))
 
     def indices(self):
         """Indices into the set, sorted, int64 array."""
@@ -74,15 +74,20 @@ class Unreadable:
         with self._lock:
             return dict(self._found[index] for index in sorted(self._found))
 
-    def exceeds(self, share, count):
-        """Whether more than a share of the images read so far could not be read.
+    def excess(self, share, count):
+        """Says whether more than a share of what training has read is unreadable.
 
         Args:
             share: a number in 0-1.
             count: images of the set; they are read again in every epoch.
+
+        Returns:
+            Tuple of the numbers of unreadable and of read images, or None if there are
+            no more than the share and a few.
         """
         with self._lock:
-            return len(self._found) > max(_FEW, share * min(self.read, count))
+            found, read = len(self._counted), min(self._read, count)
+            return (found, read) if found > max(_FEW, share * read) else None
 
 
 class UnreadablePart:

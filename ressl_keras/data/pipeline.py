@@ -73,7 +73,7 @@ def training_batches(
         return crop(images.encoded(index), draws)
 
     spec = bundle.pack([_crop_spec(images, operation) for operation in operations])
-    return read_in_order(images, block, *steps, share, read, spec)
+    return read_in_order(images, block, *steps, share, read, spec, counted=True)
 
 
 def _crop_spec(images, operation):

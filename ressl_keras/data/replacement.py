@@ -15,7 +15,9 @@ import tensorflow as tf
 _TRIES = 4096
 
 
-def read_in_order(images, block, first, last, size, read, spec, whole=True):
+def read_in_order(
+    images, block, first, last, size, read, spec, whole=True, counted=False
+):
     """Reads blocks of images, each image replaced where that is necessary.
 
     Args:
@@ -30,6 +32,7 @@ def read_in_order(images, block, first, last, size, read, spec, whole=True):
             which fails if the image cannot be read.
         spec: nest of `tf.TensorSpec` of what `read` returns.
         whole: whether all blocks have `size` images; if not, the last one has fewer.
+        counted: whether the images read here count for the share of unreadable ones.
 
     Returns:
         A `tf.data.Dataset` of nests of batches [size, ...], one for each block.
@@ -55,7 +58,8 @@ def read_in_order(images, block, first, last, size, read, spec, whole=True):
             indices, rows = block(tf.constant(first + place // size, tf.int64))
         own = place % size
         row = tf.nest.map_structure(lambda values: values[own], rows)
-        found = read_or_next(images, indices[own], lambda i: read(i, row), place + 1)
+        so_far = place + 1 if counted else 0
+        found = read_or_next(images, indices[own], lambda i: read(i, row), so_far)
         return [values.numpy() for values in tf.nest.flatten(found)]
 
     def replacements(expected, place):

@@ -100,18 +100,21 @@ class SkippedImages(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         images = self.dataset.pretrain
-        found = getattr(images, "unreadable", None)
-        if found is None or not found.exceeds(self.share, len(images)):
+        unreadable = getattr(images, "unreadable", None)
+        if unreadable is None:
             return
-        faults, read = found.faults(), min(found.read, len(images))
-        path, why = next(iter(faults.items()))
+        excess = unreadable.excess(self.share, len(images))
+        if not excess:
+            return
+        found, read = excess
+        path, why = next(iter(unreadable.faults().items()))
         listed = ""
         if self.skipped:
             self.skipped.add(self.dataset.faults())
             listed = f" {self.skipped.path} lists them."
         raise UsageError(
-            f"{len(faults):,} of {read:,} images read so far could not be read "
-            f"({len(faults) / read:.1%}), more than --max_unreadable={self.share:g} "
+            f"{found:,} of {read:,} images read so far could not be read "
+            f"({found / read:.1%}), more than --max_unreadable={self.share:g} "
             f"allows, such as {printable(path)}, which {why}.{listed} {self.save()} "
             "Put them back and give the same command, which goes on from there; with a "
             "higher --max_unreadable it goes on without them."
@@ -123,9 +126,9 @@ class SkippedImages(keras.callbacks.Callback):
         faults = self.dataset.faults()
         new = self.skipped.add(faults)
         if new:
-            one = new[0]
+            one, images = new[0], "image" if len(new) == 1 else "images"
             self.log(
-                f"Epoch {epoch + 1}: {len(new):,} images could not be read and others "
-                f"took their place, such as {printable(one)}, which {faults[one]}. "
-                f"{self.skipped.path} lists all."
+                f"Epoch {epoch + 1}: {len(new):,} {images} could not be read, and the "
+                f"next ones took their place, such as {printable(one)}, "
+                f"which {faults[one]}. {self.skipped.path} lists all."
             )
