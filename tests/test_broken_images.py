@@ -123,9 +123,8 @@ def test_a_folder_that_vanishes_is_named_and_the_state_saved(images, tmp_path):
 def test_too_many_broken_images_stop_a_run_that_can_go_on_as_if_it_had_not(
     images, tmp_path
 ):
-    """A third of them, and one that only kNN reads."""
-    broken = [images / name / f"{i:02}.png" for name in NAMES for i in range(1, 19, 3)]
-    broken.append(images / "cats" / "09.png")
+    """Nearly half of them, of which only kNN reads two."""
+    broken = [images / name / f"{i:02}.png" for name in NAMES for i in range(1, 19, 2)]
     for path in broken:
         cut(path)
     with pytest.raises(UsageError) as caught:
@@ -136,7 +135,7 @@ def test_too_many_broken_images_stop_a_run_that_can_go_on_as_if_it_had_not(
     assert 0 < step < 9 and f"Step {step} is saved." in message
     assert set(listed(tmp_path / "stopped")) <= set(map(str, broken))
     for name in ("stopped", "whole"):
-        run(images, tmp_path / name, max_unreadable=0.5, knn_every=3)
+        run(images, tmp_path / name, max_unreadable=1.0, knn_every=3)
         found = listed(tmp_path / name)
         assert found == dict.fromkeys(map(str, broken), "cannot be decoded")
     for one, other in zip(*(weights(tmp_path / n) for n in ("stopped", "whole"))):

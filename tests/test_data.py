@@ -241,7 +241,7 @@ def test_crops_while_reading_are_the_crops_of_the_view_layer(folder):
 
 
 def test_evaluation_images_are_central_squares(folder):
-    dataset = load_dataset("folder", str(folder))
+    dataset = load_dataset("folder", str(folder), check=True)
     images = np.concatenate(list(pipeline.evaluation_batches(dataset.train, 14)))
     assert images.shape == (18, 14, 14, 3)
     for path, ours in zip(dataset.train.sources.numpy(), images):

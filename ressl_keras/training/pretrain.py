@@ -258,11 +258,11 @@ class _Run:
             self.log,
             functools.partial(self.save_in_between, strategy),
         )
-        found = [StopOnNaN(), skipped, Throughput(config.batch_size, timer)]
+        found = [StopOnNaN(), Throughput(config.batch_size, timer)]
         if self.first_step % plan.steps_per_epoch:
             found.append(ResumedEpoch(self.model.metrics))
         if not chief:
-            return found
+            return [*found, skipped]
         self.saving = checkpoints.Checkpoints(
             folder.checkpoints,
             config.checkpoint_every,
@@ -283,6 +283,7 @@ class _Run:
                 warn=self.log,
             ),
             *monitors,
+            skipped,
             MetricsTable(folder),
             self.history,
             StepScalars(folder.tensorboard, config.log_every, config.to_flags()),
