@@ -3,9 +3,9 @@
   ressl-check --data_dir=my_images
   ressl-check --data_dir=my_images --output=unreadable.txt
 
-Every image is decoded, several at a time. What is found is remembered by path, size
-and time of change, so a second check reads new and changed files only. Training does
-not need it: it replaces what cannot be read, and lists it.
+Every image is decoded, several at a time. What is found is remembered by path,
+size and time of change, so a second check reads new and changed files only.
+Training does not need it: it replaces what cannot be read, and lists it.
 """
 
 import collections

@@ -1,11 +1,12 @@
 """Embeds images: file names, labels and embeddings in one file.
 
   ressl-embed --encoder=runs/mine --data_dir=my_images --output=mine.parquet
-  ressl-embed --encoder=runs/mine --data_dir=my_images --output=mine.parquet --update
+  ressl-embed --encoder=runs/mine --data_dir=my_images \\
+      --output=mine.parquet --update
   ressl-embed --encoder=runs/cifar10 --dataset=cifar10 --output=cifar10.npy
 
-An interrupted call goes on where it was, given again. ressl-search reads the Parquet
-file.
+An interrupted call goes on where it was when it is given again. ressl-search
+reads the Parquet file.
 """
 
 import dataclasses
