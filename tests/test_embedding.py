@@ -10,6 +10,8 @@ from PIL import Image
 
 from ressl_keras import build_backbone, load_encoder, read_image
 from ressl_keras.commands.embed import EmbedOptions, embed
+from ressl_keras.data.datasets import Dataset
+from ressl_keras.data.images import ArrayImages
 from ressl_keras.embeddings import embedding, table
 from ressl_keras.embeddings.table import read_table
 from ressl_keras.encoders.building import build_encoder
@@ -62,6 +64,26 @@ def test_every_image_has_a_row_with_name_set_label_and_embedding(
     )
     assert "12 embeddings" in capsys.readouterr().out
     assert sorted(os.listdir(tmp_path)) == ["e.parquet", "images"]
+
+
+def test_sets_may_share_names_and_images(random):
+    pixels = random.integers(0, 256, [5, 8, 8, 3]).astype(np.uint8)
+
+    def images(rows, labels=None):
+        return ArrayImages(pixels[rows], labels, "{}.png".format)
+
+    train, test = images([0, 1], [0, 1]), images([2, 3], [0, 1])
+    dataset = Dataset("mine", images([0, 1, 4]), train, test, ["a", "b"])
+    network = build_encoder(build_backbone("resnet10_small", (8, 8, 3), width=4))
+    tables = list(embedding.embed(network, dataset, features.ONE_DEVICE))
+    assert [table.files for table in tables] == [
+        ["0.png", "1.png"],
+        ["0.png", "1.png"],
+        ["2.png"],
+    ]
+    assert [table.labels for table in tables] == [["a", "b"], ["a", "b"], [None]]
+    found = np.concatenate([table.embeddings for table in tables])
+    np.testing.assert_allclose(found, network(pixels), atol=1e-5)
 
 
 def test_an_update_embeds_only_what_is_new_or_changed(

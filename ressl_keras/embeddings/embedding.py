@@ -28,10 +28,11 @@ def embed(encoder, dataset, resources, root=None, known=None, log=print):
     taken = set()
     for name, images in _sets(dataset):
         rows = _rows(name, images, dataset.class_names, root)
-        new = [i for i, file in enumerate(rows.files) if file not in taken]
+        if not name:  # some of the images to learn from may be labelled
+            new = [i for i, file in enumerate(rows.files) if file not in taken]
+            if len(new) < len(rows):
+                images, rows = Subset(images, new), _take(rows, new)
         taken.update(rows.files)
-        if len(new) < len(rows):
-            images, rows = Subset(images, new), _take(rows, new)
         if len(rows) and known is None:
             yield _embedded(encoder, images, rows, resources)
         elif len(rows):
@@ -39,9 +40,10 @@ def embed(encoder, dataset, resources, root=None, known=None, log=print):
 
 
 def _sets(dataset):
-    """(name, images) of the sets of a data set; some images may be in several."""
+    """(name, images) of the sets of a data set."""
     sets = [("train", dataset.train), ("test", dataset.test)]
-    sets.append(("", dataset.pretrain))
+    if dataset.pretrain is not dataset.train:
+        sets.append(("", dataset.pretrain))
     return [(name, images) for name, images in sets if images is not None]
 
 
