@@ -132,7 +132,7 @@ def test_a_run_keeps_its_channels_to_the_server(channels, random, tmp_path):
     )
     assert f"--channels={channels}" in (tmp_path / "flags.txt").read_text()
     encoder = load_encoder(path)
-    assert encoder.input_shape == (None, 16, 16, channels)
+    assert encoder.input_shape == (None, None, None, channels)
     embedded = encode(images, encoder, verbose=0)
     served = tf.saved_model.load(str(tmp_path / "export" / "1")).signatures
     answer = served["serve_bytes"](image_bytes=tf.constant(files))["embedding"]

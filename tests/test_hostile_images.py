@@ -78,7 +78,7 @@ def test_a_folder_of_nothing_else_is_one_line(tmp_path, dataset):
         name = path.rsplit("/", 1)[1]
         (tmp_path / name).write_bytes(FILES[name])
     with pytest.raises(UsageError, match="No readable image") as caught:
-        load_dataset("folder", str(tmp_path), log=lambda line: None)
+        load_dataset("folder", str(tmp_path), check=True, log=lambda line: None)
     assert "\n" not in str(caught.value)
 
 

@@ -98,7 +98,7 @@ def test_a_step_is_finished_and_saved(step, run, at_step, monkeypatch, tmp_path)
 
 
 def test_the_evaluation_can_be_repeated(run, monkeypatch, tmp_path):
-    monkeypatch.setattr(protocols, "evaluate", press)
+    monkeypatch.setattr(protocols, "run", press)
     output, status = run()
     assert status == 130
     assert f"Step 4 is saved. To resume:\n  {COMMAND}\n" in output
