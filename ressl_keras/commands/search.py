@@ -73,7 +73,7 @@ class SearchOptions(PreprocessingOptions):
         False, "List groups of near-duplicates instead.", group="Search", first=True
     )
     similarity: float = setting(
-        0.95,
+        0.99,
         "Cosine similarity from which two images count as near-duplicates.",
         group="Search",
         first=True,
