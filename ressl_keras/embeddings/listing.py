@@ -171,10 +171,10 @@ def _within(bank, similarity, index):
     for pair in pairs:  # the most alike first
         best.setdefault(pair.first, (pair.similarity, table.files[pair.second]))
         best.setdefault(pair.second, (pair.similarity, table.files[pair.first]))
-    groups = [
-        [(bank, int(row), *best[row]) for row in members]
-        for members in finding.groups(pairs, len(table))
-    ]
+    groups = []
+    for members in finding.groups(pairs, len(table)):
+        group = [(bank, int(row), *best[row]) for row in members]
+        groups.append(sorted(group, key=lambda image: -image[2]))
     groups.sort(key=lambda group: -max(value for _, _, value, _ in group))
     groups.sort(key=lambda group: -len({table.sets[row] for _, row, _, _ in group}))
     leaks = sum(len({table.sets[row] for _, row, _, _ in g}) > 1 for g in groups)
