@@ -13,6 +13,7 @@ import tensorflow as tf
 from ressl_keras import devices
 from ressl_keras.data.images import ArrayImages, Subset, spread_indices
 from ressl_keras.encoders.embed import embeddings, write_npy
+from ressl_keras.encoders.encoder import encoder_hash
 from ressl_keras.errors import UsageError
 from ressl_keras.run_folder import read_json, replacing, write_json
 
@@ -264,9 +265,7 @@ def _regrouped(arrays, sizes):
 
 def fingerprint(encoder, images):
     """Hash of everything the features depend on: architecture, weights, images."""
-    digest = hashlib.sha256(encoder.to_json().encode())
-    for weight in encoder.get_weights():
-        digest.update(np.ascontiguousarray(weight))
+    digest = hashlib.sha256(encoder_hash(encoder).encode())
     for part in _contents(images):
         digest.update(part)
     return digest.hexdigest()[:16]
