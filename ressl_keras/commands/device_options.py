@@ -1,6 +1,7 @@
 """The flags that say which devices a command runs on."""
 
 import dataclasses
+import functools
 
 from ressl_keras.settings import Options, setting
 
@@ -27,8 +28,17 @@ class DeviceOptions(Options):
         high=1024,
     )
 
-    def make_strategy(self):
-        """The `tf.distribute.Strategy`; call it before TensorFlow has done anything."""
-        from ressl_keras.devices import make_strategy
+    def start(self):
+        """Takes the devices; call it before TensorFlow has done anything else.
 
-        return make_strategy(self.strategy, self.devices)
+        Returns:
+            Tuple of the `tf.distribute.Strategy`, whether this process writes files,
+            and a function that prints a line there and nothing on other workers.
+        """
+        from ressl_keras import devices
+
+        strategy = devices.make_strategy(self.strategy, self.devices)
+        chief = devices.is_chief(strategy)
+        # Flushed, since a log file would otherwise show nothing for a long time.
+        log = functools.partial(print, flush=True) if chief else lambda line: None
+        return strategy, chief, log

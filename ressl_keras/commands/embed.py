@@ -10,7 +10,6 @@ reads the Parquet file.
 """
 
 import dataclasses
-import functools
 import os
 import shutil
 
@@ -68,10 +67,7 @@ def embed(options):
     from ressl_keras.encoders.encoder import encoder_hash
     from ressl_keras.evaluation.features import Resources
 
-    # First of all: TensorFlow accepts no more devices once it has started.
-    strategy = options.make_strategy()
-    chief = devices.is_chief(strategy)
-    log = functools.partial(print, flush=True) if chief else lambda line: None
+    strategy, chief, log = options.start()
     with strategy.scope():
         encoder = options.load_encoder()
     dataset = options.load(log=log)

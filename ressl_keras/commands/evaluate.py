@@ -11,7 +11,6 @@ untrained.
 """
 
 import dataclasses
-import functools
 import os
 
 from ressl_keras import cli
@@ -49,10 +48,7 @@ def evaluate(options):
     from ressl_keras.encoders import encoder as encoders
     from ressl_keras.evaluation import judgement
 
-    # First of all: TensorFlow accepts no more devices once it has started.
-    strategy = options.make_strategy()
-    chief = devices.is_chief(strategy)
-    log = functools.partial(print, flush=True) if chief else lambda line: None
+    strategy, _, log = options.start()
     with strategy.scope():
         encoder = options.load_encoder()
     title = options.encoder.rstrip("/")

@@ -9,7 +9,6 @@ The table has the file, the likeliest classes and their probabilities.
 """
 
 import dataclasses
-import functools
 import os
 import shutil
 
@@ -55,10 +54,7 @@ def predict(options):
     from ressl_keras.embeddings import predicting
     from ressl_keras.evaluation.features import Resources
 
-    # First of all: TensorFlow accepts no more devices once it has started.
-    strategy = options.make_strategy()
-    chief = devices.is_chief(strategy)
-    log = functools.partial(print, flush=True) if chief else lambda line: None
+    strategy, chief, log = options.start()
     with strategy.scope():
         classifier, class_names = predicting.load_classifier(options.classifier)
     dataset = options.load(log=log)

@@ -8,7 +8,6 @@ The same command again resumes a run that was interrupted.
 """
 
 import dataclasses
-import functools
 import shlex
 import signal
 import sys
@@ -99,11 +98,7 @@ def run(options):
     backbones.check(options.backbone, options.width)  # before any image is read
     if options.objective:
         imported(options.objective, "objective")
-    # First of all: TensorFlow accepts no more devices once it has started.
-    strategy = options.make_strategy()
-    chief = devices.is_chief(strategy)
-    # Flushed, since a log file would otherwise show nothing for a long time.
-    log = functools.partial(print, flush=True) if chief else lambda line: None
+    strategy, chief, log = options.start()
     folder = RunFolder(options.workdir)
     if chief:
         folder.prepare()

@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import os
 
-import jinja2
 import numpy as np
 
 from ressl_keras.data.reading import read_image
@@ -14,7 +13,7 @@ from ressl_keras.embeddings.table import Table, read_table
 from ressl_keras.encoders.encoder import encoder_hash
 from ressl_keras.errors import UsageError, printable
 from ressl_keras.evaluation import pictures
-from ressl_keras.evaluation.page import clean, folded, inline
+from ressl_keras.evaluation.page import clean, folded, inline, load_template
 from ressl_keras.run_folder import replacing
 
 _SIDE = 160  # of a picture on a page, in pixels
@@ -235,13 +234,7 @@ def write_page(path, found, most, command=None):
                 {**facts, "similarity": value, "of": clean(of), "picture": picture}
             )
         groups.append({"tiles": tiles, "leak": len({t["set"] for t in tiles}) > 1})
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("ressl_keras.embeddings"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("listing.html").render(
+    page = load_template("ressl_keras.embeddings", "listing.html").render(
         title=found.title,
         summary=found.summary,
         groups=groups,

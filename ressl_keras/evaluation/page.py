@@ -22,16 +22,10 @@ def write(path, template, sections):
         template: name of a file in `templates`.
         sections: dict of what the template asks for; strings are escaped.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("ressl_keras.evaluation"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     script = _template("map.js")
     # The browser runs this script and no other, whatever a name contains.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    page = environment.get_template(template).render(
+    page = load_template("ressl_keras.evaluation", template).render(
         sections,
         style=_template("style.css"),
         script=script,
@@ -90,6 +84,16 @@ def _bytes(count):
             return f"{count:.0f} {unit}"
         count /= 1000
     return f"{count:.1f} GB"
+
+
+def load_template(package, name):
+    """A page of a package's templates, which escapes all that is put into it."""
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader(package),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    ).get_template(name)
 
 
 def clean(text):
