@@ -19,6 +19,9 @@ from ressl_keras.errors import TEMPORARY, UsageError, printable
 # What `pack` writes beside the shards.
 DESCRIPTION = "packed.json"
 TRAIN, TEST = "train", "test"
+# NumPy strips zeros from the end of bytes, so another byte stands there. An array of
+# objects would keep them, but TensorFlow never frees what such an array holds.
+_END = b"."
 # Shards that stay open, beside what else a process needs.
 _MOST_OPEN = 512
 
@@ -61,7 +64,8 @@ class PackedImages:
     def encoded(self, index):
         """The bytes of the image at an index, in a graph."""
         found = tf.numpy_function(self._read, [index], tf.string, stateful=False)
-        return tf.ensure_shape(found, [])
+        found = tf.ensure_shape(found, [])
+        return tf.strings.substr(found, 0, tf.strings.length(found) - len(_END))
 
     def read(self, index):
         """The decoded image at an index, uint8 [height, width, channels]."""
@@ -91,10 +95,7 @@ class PackedImages:
         encoded = self._shards.read(shard, length, int(records.offsets[index]))
         if len(encoded) < length:
             raise EOFError(f"{self.place(index)}: the file is shorter than it was.")
-        # In an array of its own NumPy would strip zeros from the end.
-        found = np.empty([], object)
-        found[()] = encoded
-        return found
+        return np.bytes_(encoded + _END)
 
 
 class _Shards:
