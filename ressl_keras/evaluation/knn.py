@@ -47,14 +47,14 @@ def knn_votes(
         temperature: positive number.
         block: test images compared at once; bounds the memory.
         bank_block: training images compared at once; None takes all up to 65,536, of
-            more 16,384 at a time.
+            more 4,096 at a time, which bounds the memory.
 
     Returns:
         float32 array [test, classes], as many as the training labels have.
     """
     classes = int(train_labels.max()) + 1
     k = min(k, len(train_labels))
-    bank_block = bank_block or (65536 if len(train_labels) <= 65536 else 16384)
+    bank_block = bank_block or (65536 if len(train_labels) <= 65536 else 4096)
     starts = range(0, len(test_features), block)
     nearest = []
     for start in starts:
