@@ -37,41 +37,71 @@ def read_in_order(
     Returns:
         A `tf.data.Dataset` of nests of batches [size, ...], one for each block.
     """
-    # Both are called in Python, too.
-    block = tf.function(block, autograph=False)
-    read = tf.function(read, autograph=False)
+    reader = _Reader(images, block, read, spec, first, size, counted)
+    blocks = tf.data.Dataset.range(first, last).map(_plain(reader.places))
+    # What cannot be read is left out here, and filled in by the scan.
+    found = blocks.unbatch().map(_plain(reader.attempt), tf.data.AUTOTUNE)
+    filled = found.ignore_errors().scan(tf.constant(0, tf.int64), _plain(reader.fill))
+    batches = filled.rebatch(size, drop_remainder=whole)
+    # TensorFlow cannot know how many there are.
+    batches = batches.apply(tf.data.experimental.assert_cardinality(last - first))
+    return _with_own_threads(batches.prefetch(tf.data.AUTOTUNE))
 
-    def places(number):
-        indices, rows = block(number)
+
+class _Reader:
+    """The steps of `read_in_order`, with its arguments.
+
+    A place is the number of an image since the start. An element is a place, whether
+    it is the mark behind a block, and what was read for it.
+    """
+
+    def __init__(self, images, block, read, spec, first, size, counted):
+        # Both are called in Python, too.
+        self.block = tf.function(block, autograph=False)
+        self.read = tf.function(read, autograph=False)
+        self.images, self.spec = images, spec
+        self.first, self.size, self.counted = first, size, counted
+
+    def places(self, number):
+        """Places, marks, indices and rows of a block, to be read one by one."""
+        indices, rows = self.block(number)
         count = tf.shape(indices, tf.int64)[0]
         place = tf.range(count + 1)
         # A mark ends a block, so that it is known to be over where nothing was read.
         padded = tf.nest.map_structure(_with_another_row, (indices, rows))
-        return (number - first) * size + place, place == count, *padded
+        return (number - self.first) * self.size + place, place == count, *padded
 
-    def attempt(place, is_mark, index, row):
-        found = tf.cond(is_mark, lambda: _zeros(spec), lambda: read(index, row))
+    def attempt(self, place, is_mark, index, row):
+        """An element; an error if its image cannot be read."""
+        found = tf.cond(
+            is_mark, lambda: _zeros(self.spec), lambda: self.read(index, row)
+        )
         return place, is_mark, found
 
-    def replacement(place):
-        with tf.device("CPU"):
-            indices, rows = block(tf.constant(first + place // size, tf.int64))
-        own = place % size
-        row = tf.nest.map_structure(lambda values: values[own], rows)
-        so_far = place + 1 if counted else 0
-        found = read_or_next(images, indices[own], lambda i: read(i, row), so_far)
-        return [values.numpy() for values in tf.nest.flatten(found)]
+    def fill(self, expected, element):
+        """An element as a batch of one, behind what is missing before it.
 
-    def replacements(expected, place):
-        """What is read for the places from one up to another, a list of arrays."""
-        found = map(replacement, range(expected, place))
-        return [np.stack(values) for values in zip(*found)]
+        Args:
+            expected: the place after that of the last element.
+            element: the next one that could be read.
 
-    def with_missing(expected, place, is_mark, found):
+        Returns:
+            Tuple of the next expected place and a nest of tensors [rows, ...]; a mark
+            has no row of its own.
+        """
+        place, is_mark, found = element
+        batch = tf.cond(
+            (place == expected) & ~is_mark,
+            lambda: tf.nest.map_structure(lambda each: each[tf.newaxis], found),
+            lambda: self._with_missing(expected, *element),
+        )
+        return place + tf.cast(~is_mark, tf.int64), batch
+
+    def _with_missing(self, expected, place, is_mark, found):
         def missing():
-            types = [each.dtype for each in tf.nest.flatten(spec)]
-            read = tf.numpy_function(replacements, [expected, place], types)
-            return tf.nest.pack_sequence_as(spec, read)
+            types = [each.dtype for each in tf.nest.flatten(self.spec)]
+            read = tf.numpy_function(self._replacements, [expected, place], types)
+            return tf.nest.pack_sequence_as(self.spec, read)
 
         def nothing():
             return tf.nest.map_structure(lambda each: each[tf.newaxis][:0], found)
@@ -83,25 +113,26 @@ def read_in_order(
             rows = tf.concat([before, own[tf.newaxis][:kept]], axis=0)
             return tf.ensure_shape(rows, [None, *spec.shape])
 
-        return tf.nest.map_structure(joined, before, found, spec)
+        return tf.nest.map_structure(joined, before, found, self.spec)
 
-    def fill(expected, one):
-        """One element as a batch, behind what is missing before it."""
-        place, is_mark, found = one
-        batch = tf.cond(
-            (place == expected) & ~is_mark,
-            lambda: tf.nest.map_structure(lambda each: each[tf.newaxis], found),
-            lambda: with_missing(expected, *one),
+    def _replacements(self, expected, place):
+        """What is read for the places from one up to another, a list of arrays."""
+        found = map(self._replacement, range(expected, place))
+        return [np.stack(values) for values in zip(*found)]
+
+    def _replacement(self, place):
+        with tf.device("CPU"):
+            number = tf.constant(self.first + place // self.size, tf.int64)
+            indices, rows = self.block(number)
+        own = place % self.size
+        row = tf.nest.map_structure(lambda values: values[own], rows)
+        found = read_or_next(
+            self.images,
+            indices[own],
+            lambda index: self.read(index, row),
+            count_read=place + 1 if self.counted else 0,
         )
-        return place + tf.cast(~is_mark, tf.int64), batch
-
-    elements = tf.data.Dataset.range(first, last).map(_plain(places)).unbatch()
-    read_once = elements.map(_plain(attempt), tf.data.AUTOTUNE).ignore_errors()
-    filled = read_once.scan(tf.constant(0, tf.int64), _plain(fill))
-    batches = filled.rebatch(size, drop_remainder=whole)
-    # TensorFlow cannot know how many there are.
-    batches = batches.apply(tf.data.experimental.assert_cardinality(last - first))
-    return _with_own_threads(batches.prefetch(tf.data.AUTOTUNE))
+        return [values.numpy() for values in tf.nest.flatten(found)]
 
 
 def read_or_next(images, index, read, count_read=0):

@@ -74,28 +74,11 @@ def export_encoder(
         raise UsageError(f"{workdir} has no checkpoint to export.")
     size = image_size or _image_size(folder, config)
     with folder.locked():
-        own = own_network(config.backbone, folder, size, channels=config.channels)
-        plan = Plan(size, channels=config.channels)
-        model = build_model(config, plan, network=own)
-        step = checkpoints.restore(model, folder.checkpoints)
-        if not step:
-            raise UsageError(f"{workdir} has no undamaged checkpoint to export.")
-        checkpoints.check_finite(model)
+        model, step = _restored(folder, config, size)
         log(f"{network} of step {step}, from {folder.checkpoints}.")
         backbone, projector = getattr(model, network).layers[-2:]
-        # The metrics table judges the student's backbone.
-        judged = network == "student" and not with_projector
-        described = {
-            **facts(
-                config,
-                folder.dataset_name(),
-                step,
-                folder.last_metric("knn_top1") if judged else None,
-            ),
-            "network": network,
-            "projector": with_projector,
-            "normalized": normalize,
-        }
+        described = _described(folder, config, step, network, with_projector)
+        described["normalized"] = normalize
         target = RunFolder(output or workdir)
         target.prepare()
         _say_what_is_replaced(target, described, log)
@@ -117,6 +100,29 @@ def export_encoder(
             max_pixels,
             decoder_of(config),
         )
+
+
+def _restored(folder, config, size):
+    """The model of a run's last sound checkpoint, and its step."""
+    own = own_network(config.backbone, folder, size, channels=config.channels)
+    model = build_model(config, Plan(size, channels=config.channels), network=own)
+    step = checkpoints.restore(model, folder.checkpoints)
+    if not step:
+        raise UsageError(f"{folder.path} has no undamaged checkpoint to export.")
+    checkpoints.check_finite(model)
+    return model, step
+
+
+def _described(folder, config, step, network, with_projector):
+    """Facts about a network of a run, a dict."""
+    # The metrics table judges the student's backbone.
+    judged = network == "student" and not with_projector
+    knn_top1 = folder.last_metric("knn_top1") if judged else None
+    return {
+        **facts(config, folder.dataset_name(), step, knn_top1),
+        "network": network,
+        "projector": with_projector,
+    }
 
 
 def export_file(
