@@ -14,8 +14,10 @@ from sklearn.metrics import recall_score
 from ressl_keras import UsageError, build_backbone
 from ressl_keras.commands.evaluate import EvaluateOptions, evaluate
 from ressl_keras.commands.predict import PredictOptions, predict
+from ressl_keras.data.datasets import load_dataset
 from ressl_keras.encoders.building import build_encoder
-from ressl_keras.encoders.encoder import save_encoder
+from ressl_keras.encoders.encoder import load_encoder, save_encoder
+from ressl_keras.evaluation import protocols
 from ressl_keras.evaluation.classifiers import balanced, finetune
 from ressl_keras.evaluation.kept import accuracy_per_class
 
@@ -106,6 +108,23 @@ def test_a_folder_is_classified_by_the_kept_classifier(folder, capsys):
     assert f"Of 60 with a label {right} have that class" in capsys.readouterr().out
 
 
+def test_python_keeps_a_classifier_as_the_command_does(folder, tmp_path):
+    dataset = load_dataset("folder", str(folder / "images"), log=lambda line: None)
+    encoder, asked = load_encoder(folder), {"save_classifier": True, "seed": 3}
+    with pytest.raises(UsageError, match="needs a workdir"):
+        protocols.evaluate(encoder, dataset, ["linear"], **asked)
+    kept = tmp_path / "new" / "run"
+    protocols.evaluate(encoder, dataset, ["linear"], workdir=kept, **asked)
+    assert (kept / "classifier" / "1" / "saved_model.pb").exists()
+    output = tmp_path / "evaluation.json"
+    words = ["--protocol=linear", "--save_classifier", "--seed=3"]
+    judge(folder, *words, f"--output={output}")
+    by_command = keras.models.load_model(tmp_path / "classifier.keras")
+    by_python = keras.models.load_model(kept / "classifier.keras")
+    for one, other in zip(by_python.get_weights(), by_command.get_weights()):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
 def test_accuracies_per_class_are_recalls(random):
     labels, scores = random.integers(0, 4, 50), random.normal(size=[50, 4])
     found = accuracy_per_class(scores, labels, ["a", "b", "c", "d"])
@@ -121,7 +140,6 @@ def test_weights_make_all_classes_count_the_same():
 
 
 def test_fine_tuning_stops_early_and_takes_the_best_epoch(folder, monkeypatch):
-    from ressl_keras.data.datasets import load_dataset
     from ressl_keras.evaluation import classifiers
 
     dataset = load_dataset("folder", str(folder / "images"), log=lambda line: None)
