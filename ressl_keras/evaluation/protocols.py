@@ -117,9 +117,9 @@ def evaluate(
 
     Example:
 
-    >>> encoder = load_encoder("runs/mine")
-    >>> evaluate(encoder, dataset, ["finetune"], labels_per_class=10)["finetune"]
-    {'top1': 81.4, 'top5': 98.6, 'untrained_top1': 60.2, 'untrained_top5': 93.4}
+    >>> results = evaluate(load_encoder("runs/mine"), dataset, ["knn"])
+    >>> sorted(results["knn"])
+    ['top1', 'top5', 'untrained_top1', 'untrained_top5']
     """
     _check(encoder, dataset, protocols, settings.get("probe", "fast"))
     options = EvaluationOptions(protocol=tuple(protocols), **settings)
