@@ -1,4 +1,4 @@
-"""What benchmarks share: where their figures go, and a look at the memory."""
+"""What benchmarks share: where figures go, an image file, a look at the memory."""
 
 import json
 import os
@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 
+import numpy as np
 import tensorflow as tf
 
 from ressl_keras.encoders.encoder import commit
@@ -72,6 +73,14 @@ def machine():
     ]
     cores = len(os.sched_getaffinity(0))
     return {"processor": processor, "cores": cores, "gpus": gpus}
+
+
+def jpeg(side):
+    """A smooth picture as a JPEG file."""
+    coarse = np.random.default_rng(0).uniform(0, 255, [1, side // 20, side // 25, 3])
+    pixels = tf.image.resize(coarse, [side, 4 * side // 5], "bicubic")[0]
+    pixels = tf.cast(tf.clip_by_value(pixels, 0, 255), tf.uint8)
+    return tf.io.encode_jpeg(pixels, quality=90).numpy()
 
 
 class Memory(threading.Thread):

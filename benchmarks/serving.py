@@ -38,7 +38,7 @@ def main(argv):
     with tempfile.TemporaryDirectory() as folder:
         path = save_saved_model(encoder, size, folder, warmup=False)
         served = tf.saved_model.load(path).signatures
-    file = _jpeg(FLAGS.file_side)
+    file = record.jpeg(FLAGS.file_side)
     print(f"A file is a JPEG of {FLAGS.file_side} pixels, {len(file):,} bytes.")
     print("signature         batch  clients  images/s  requests/s  median ms  99 % ms")
     rows = []
@@ -57,17 +57,6 @@ def main(argv):
                 )
     options = {name: FLAGS[name].value for name in ("backbone", "width", "size")}
     record.append("serving", {**options, "rows": rows}, FLAGS.results)
-
-
-def _jpeg(side):
-    """A smooth picture as a JPEG file."""
-    import numpy as np
-    import tensorflow as tf
-
-    coarse = np.random.default_rng(0).uniform(0, 255, [1, side // 20, side // 25, 3])
-    pixels = tf.image.resize(coarse, [side, 4 * side // 5], "bicubic")[0]
-    pixels = tf.cast(tf.clip_by_value(pixels, 0, 255), tf.uint8)
-    return tf.io.encode_jpeg(pixels, quality=90).numpy()
 
 
 def _requests(size, file):

@@ -38,6 +38,13 @@ SMALL = {
         "--clients=2",
         "--seconds=0.1",
     ],
+    "embedding": [
+        "--backbone=resnet10_small",
+        "--width=4",
+        "--size=8",
+        "--images=4",
+        "--rounds=1",
+    ],
     "million": ["--count=240", "--classes=3", "--sources=4"],
     "reading": ["--images=8", "--steps=2", "--batch_size=4", "--rounds=1"],
     "views": ["--rounds=1", "--cores=1", "--small_batch=4", "--large_batch=2"],

@@ -3,6 +3,7 @@
 import csv
 import json
 
+import cpp_loader
 import keras
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from sklearn.metrics import recall_score
 from ressl_keras import UsageError, build_backbone
 from ressl_keras.commands.evaluate import EvaluateOptions, evaluate
 from ressl_keras.commands.predict import PredictOptions, predict
+from ressl_keras.data.datasets import load_dataset
 from ressl_keras.encoders.building import build_encoder
-from ressl_keras.encoders.encoder import save_encoder
+from ressl_keras.encoders.encoder import load_encoder, save_encoder
+from ressl_keras.evaluation import protocols
 from ressl_keras.evaluation.classifiers import balanced, finetune
 from ressl_keras.evaluation.kept import accuracy_per_class
 
@@ -52,6 +55,14 @@ def judge(folder, *words):
     )
 
 
+@pytest.fixture(scope="module")
+def kept(folder):
+    """Folder of a linear classifier on that encoder."""
+    output = folder / "kept" / "evaluation.json"
+    judge(folder, "--protocol=linear", "--save_classifier", f"--output={output}")
+    return output.parent
+
+
 @pytest.mark.parametrize(
     "protocol",
     [["linear"], ["finetune", "--finetune_epochs=2"], ["linear", "--probe=paper"]],
@@ -86,15 +97,35 @@ def test_a_kept_classifier_answers_alike_as_keras_file_and_served(protocol, fold
     assert set(result["per_class"]) <= {"red", "blue"}
 
 
-def test_a_folder_is_classified_by_the_kept_classifier(folder, capsys):
-    judge(folder, "--protocol=linear", "--save_classifier")
+def test_the_loader_that_a_server_uses_names_classes_as_keras_does(
+    folder, kept, tmp_path
+):
+    """TF_LoadSessionFromSavedModel, called by its C interface, without Python."""
+    paths = sorted((folder / "images").rglob("*.png"))
+    pixels = np.stack([np.asarray(Image.open(path)) for path in paths])
+    files = [path.read_bytes() for path in paths]
+    answers = cpp_loader.ask(kept / "classifier" / "1", pixels, files, tmp_path)
+    classifier = keras.models.load_model(kept / "classifier.keras")
+    expected = classifier.predict(pixels, verbose=0)
+    order = np.argsort(-expected, axis=1, kind="stable")
+    assert 0 < order[:, 0].mean() < 1  # both classes are there
+    for signature in ("serving_default", "serve_uint8", "serve_bytes"):
+        names = answers[signature, "classes"]
+        np.testing.assert_array_equal(names, np.array([b"blue", b"red"])[order])
+        wanted = np.take_along_axis(expected, order, 1)
+        found = abs(answers[signature, "probabilities"] - wanted).max()
+        print(f"C++ loader, classifier, {signature}: largest difference {found:.1e}")
+        assert found <= 1e-5
+
+
+def test_a_folder_is_classified_by_the_kept_classifier(folder, kept, capsys):
     output = folder / "predictions.csv"
-    words = [f"--classifier={folder / 'classifier.keras'}", "--top=2", DEVICE]
+    words = [f"--classifier={kept / 'classifier.keras'}", "--top=2", DEVICE]
     words += [f"--data_dir={folder / 'images'}", f"--output={output}"]
     predict(parse(PredictOptions, *words))
     with open(output) as file:
         rows = list(csv.DictReader(file))
-    classifier = keras.models.load_model(folder / "classifier.keras")
+    classifier = keras.models.load_model(kept / "classifier.keras")
     assert len(rows) == 60
     for row in rows[:7]:
         pixels = np.asarray(Image.open(folder / "images" / row["file"]))[np.newaxis]
@@ -104,6 +135,21 @@ def test_a_folder_is_classified_by_the_kept_classifier(folder, capsys):
         assert float(row["probability_2"]) == pytest.approx(expected.min(), abs=1e-4)
     right = sum(row["label"] == row["class"] for row in rows)
     assert f"Of 60 with a label {right} have that class" in capsys.readouterr().out
+
+
+def test_python_keeps_a_classifier_as_the_command_does(folder, kept, tmp_path):
+    dataset = load_dataset("folder", str(folder / "images"), log=lambda line: None)
+    asked = load_encoder(folder), dataset, ["linear"]
+    with pytest.raises(UsageError, match="needs a workdir"):
+        protocols.evaluate(*asked, save_classifier=True)
+    workdir = tmp_path / "new" / "run"
+    protocols.evaluate(*asked, save_classifier=True, workdir=workdir)
+    assert (workdir / "classifier" / "1" / "saved_model.pb").exists()
+    by_python, by_command = (
+        keras.models.load_model(path / "classifier.keras") for path in (workdir, kept)
+    )
+    for one, other in zip(by_python.get_weights(), by_command.get_weights()):
+        np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 def test_accuracies_per_class_are_recalls(random):
@@ -121,7 +167,6 @@ def test_weights_make_all_classes_count_the_same():
 
 
 def test_fine_tuning_stops_early_and_takes_the_best_epoch(folder, monkeypatch):
-    from ressl_keras.data.datasets import load_dataset
     from ressl_keras.evaluation import classifiers
 
     dataset = load_dataset("folder", str(folder / "images"), log=lambda line: None)

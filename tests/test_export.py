@@ -7,6 +7,7 @@ import pathlib
 import subprocess
 import sys
 
+import cpp_loader
 import h5py
 import keras
 import numpy as np
@@ -158,31 +159,10 @@ def test_the_loader_that_a_server_uses_answers_as_keras_does(
     workdir, encoder, images, tmp_path
 ):
     """TF_LoadSessionFromSavedModel, called by its C interface, without Python."""
-    path = workdir / "export" / "1"
     files = [encoded(image) for image in images]
-    lengths = [len(file) for file in files]
-    padded = np.zeros([len(files), max(lengths)], np.uint8)
-    for row, file in zip(padded, files):
-        row[: len(file)] = np.frombuffer(file, np.uint8)
-    np.savez(
-        tmp_path / "inputs.npz",
-        serving_default=images.astype(np.float32),
-        serve_uint8=images,
-        serve_bytes=padded,
-        lengths=lengths,
-    )
-    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
-        loaded = tf.compat.v1.saved_model.load(session, ["serve"], str(path))
-    with open(tmp_path / "names.txt", "w") as names:
-        for signature in ("serving_default", "serve_uint8", "serve_bytes"):
-            definition = loaded.signature_def[signature]
-            (feed,), (fetch,) = definition.inputs.values(), definition.outputs.values()
-            names.write(f"{signature} {feed.name} {fetch.name}\n")
-    program = pathlib.Path(__file__).with_name("cpp_loader.py")
-    arguments = [path, tmp_path / "inputs.npz", tmp_path / "names.txt"]
-    arguments.append(tmp_path / "outputs.npz")
-    subprocess.run([sys.executable, program, *arguments], check=True)
-    for signature, embedding in np.load(tmp_path / "outputs.npz").items():
+    answers = cpp_loader.ask(workdir / "export" / "1", images, files, tmp_path)
+    assert len(answers) == 3
+    for (signature, _), embedding in answers.items():
         found = difference(embedding, encoder(images))
         print(f"C++ loader, {signature}: largest difference {found:.1e}")
         assert found <= 1e-5

@@ -124,6 +124,14 @@ def test_an_argument_that_nothing_knows_is_named():
     assert "teacher" not in objectives.uses(objectives.InfoNCE())
 
 
+def test_a_loss_without_a_gradient_says_what_has_one(random):
+    model = model_of(lambda student: -student.probabilities[:, 0])
+    views = tf.constant(random.normal(size=[6, 4, 4, 3]), tf.float32)
+    data = tf.data.Dataset.from_tensors({"teacher": views, "student": views})
+    with pytest.raises(UsageError, match=r"reaches the student.*student\.logits"):
+        model.fit(data, verbose=0)
+
+
 def test_the_momentum_follows_its_schedule():
     model = model_of(None, momentum=CosineMomentum(0.6, 1.0, steps=4))
     model.compile(SGD(0.0), jit_compile=False)  # the student stays

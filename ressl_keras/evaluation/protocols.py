@@ -29,7 +29,7 @@ from ressl_keras.evaluation import classifiers, knn, neighbours
 from ressl_keras.evaluation.features import ONE_DEVICE, Resources, readable_features
 from ressl_keras.evaluation.kept import KeptClassifier
 from ressl_keras.evaluation_options import PROBES, PROTOCOLS, EvaluationOptions
-from ressl_keras.run_folder import read_lines
+from ressl_keras.run_folder import RunFolder, read_lines
 
 # Images that the picture of neighbours looks among at most.
 _MOST_NEIGHBOURS = 50_000
@@ -79,6 +79,7 @@ def evaluate(
     predictions: Predictions | None = None,
     strategy: tf.distribute.Strategy | None = None,
     work: str | None = None,
+    workdir: str | os.PathLike | None = None,
     log: Callable[[str], object] = print,
     **settings: object,
 ) -> dict[str, dict]:
@@ -96,9 +97,11 @@ def evaluate(
             takes one device. Each of several workers makes the same call.
         work: folder for what an interrupted evaluation goes on from, and for large
             features; None takes a temporary one. Several workers must all see it.
+        workdir: folder that `save_classifier` writes `classifier.keras` and the next
+            SavedModel in `classifier` into; may be absent.
         log: called with a line of text.
         **settings: further fields of `EvaluationOptions`, such as `label_fraction`,
-            `probe`, `finetune_epochs`, `seed` and `feature_cache`.
+            `probe`, `finetune_epochs`, `save_classifier`, `seed` and `feature_cache`.
 
     Returns:
         Dict from protocol to `top1`, `top5`, `untrained_top1` and `untrained_top5`, in
@@ -108,17 +111,32 @@ def evaluate(
         on workers other than the chief.
 
     Raises:
-        UsageError: if the data set has no labels, a protocol is unknown, or the encoder
-            cannot be trained but `finetune` is asked for.
+        UsageError: if the data set has no labels, a protocol is unknown, the encoder
+            cannot be trained but `finetune` is asked for, or a classifier is to be
+            kept without a `workdir`.
+
+    Example:
+
+    >>> results = evaluate(load_encoder("runs/mine"), dataset, ["knn"])
+    >>> sorted(results["knn"])
+    ['top1', 'top5', 'untrained_top1', 'untrained_top5']
     """
     _check(encoder, dataset, protocols, settings.get("probe", "fast"))
     options = EvaluationOptions(protocol=tuple(protocols), **settings)
+    folder = None
+    if options.save_classifier:
+        if workdir is None:
+            raise UsageError("save_classifier needs a workdir to write into.")
+        folder = RunFolder(workdir)
+        folder.prepare()
     with contextlib.ExitStack() as stack:
         if work is None:
             # On Linux a memory map outlives its file.
             work = stack.enter_context(tempfile.TemporaryDirectory())
         resources = Resources(strategy, options.feature_cache, work, log)
-        return run(encoder, dataset, options, resources, predictions, picture, initial)
+        return run(
+            encoder, dataset, options, resources, predictions, picture, initial, folder
+        )
 
 
 def run(

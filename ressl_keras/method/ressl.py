@@ -317,7 +317,15 @@ class ReSSL(keras.Model):
         examples = tf.cast(tf.size(loss) * replicas.count(), loss.dtype)
         scale = self.optimizer.scale_loss(1 / examples)
         weights = tf.fill(tf.shape(loss), scale)
-        return tape.gradient(loss, self.trainable_variables, output_gradients=weights)
+        variables = self.trainable_variables
+        gradients = tape.gradient(loss, variables, output_gradients=weights)
+        if all(gradient is None for gradient in gradients):
+            raise UsageError(
+                "No gradient of the objective reaches the student. Compute the loss "
+                "from student.logits, student.log_partition, positive or "
+                "student_embeddings; student.probabilities has no gradient."
+            )
+        return gradients
 
     def _enqueue(self, global_teacher, after):
         """Replaces the oldest rows, once nothing reads the queue as it was."""
