@@ -6,6 +6,9 @@ Two batch sizes are measured, each in a process of its own; a line through them 
 what other sizes would take, such as on a card whose memory is known. A processor keeps
 activations as a GPU does, but its convolutions have other scratch memory, so leave a
 tenth or two.
+
+With --accumulate_steps both sizes are split into as many parts. The sizes must then be
+large enough, or the weights, not the activations, are what is measured.
 """
 
 from absl import app, flags
@@ -18,16 +21,24 @@ flags.DEFINE_integer("size", 224, "Side of the images in pixels.")
 flags.DEFINE_integer("hidden_dim", 4096, "Width of the projector's hidden layer.")
 flags.DEFINE_integer("embedding_dim", 512, "Length of an embedding.")
 flags.DEFINE_integer("queue_size", 131072, "Rows of the queue.")
+flags.DEFINE_integer("accumulate_steps", 1, "Parts of the batch.")
 flags.DEFINE_string("precision", "float32", "Keras dtype policy.")
 flags.DEFINE_string("results", "benchmarks/results.jsonl", "File to append to.")
 flags.DEFINE_bool("one", False, "Measure the first size in this process.")
 
 _OPTIONS = ("backbone", "size", "hidden_dim", "embedding_dim", "queue_size")
-_OPTIONS += ("precision",)
+_OPTIONS += ("accumulate_steps", "precision")
 
 
 def measure(
-    batch_size, backbone, size, hidden_dim, embedding_dim, queue_size, precision
+    batch_size,
+    backbone,
+    size,
+    hidden_dim,
+    embedding_dim,
+    queue_size,
+    accumulate_steps,
+    precision,
 ):
     """Prints the megabytes of the model with its optimizer, and what a step adds."""
     import keras
@@ -46,6 +57,7 @@ def measure(
         teacher_view=views.weak_view(size),
         student_view=views.strong_view(size),
         queue_size=queue_size,
+        accumulate_steps=accumulate_steps,
     )
     model.compile(SGD(0.01), jit_compile=False)
     model.optimizer.build(model.trainable_variables)

@@ -311,6 +311,15 @@ class Config(ImageOptions):
         "Compile the training step with XLA. Default: on a single GPU only.",
         group="Devices",
     )
+    accumulate_steps: int = setting(
+        1,
+        "Parts of each replica's batch that the student learns from one after the "
+        "other, to take less memory; one update a step all the same. Batch-norm "
+        "statistics are those of a part.",
+        group="Devices",
+        low=1,
+        high=4096,
+    )
     steps_per_execution: int = setting(
         0,
         "Steps per call of the compiled graph; more reduce Python overhead. Must "
@@ -383,6 +392,16 @@ class Config(ImageOptions):
             raise UsageError(
                 "references=batch needs a batch_size of at least 2: an image is not a "
                 "reference of itself."
+            )
+        if self.batch_size % self.accumulate_steps:
+            raise UsageError(
+                f"accumulate_steps={self.accumulate_steps} does not divide the batch "
+                f"of {self.batch_size} into equal parts."
+            )
+        if self.accumulate_steps > 1 and self.batch_norm == "synchronized":
+            raise UsageError(
+                "batch_norm=synchronized takes statistics of the global batch, "
+                "accumulate_steps those of a part; choose one of them."
             )
         for name, default in OPTIMIZERS[self.optimizer].items():
             if getattr(self, name) is None:

@@ -30,7 +30,10 @@ def another(known):
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_setting_is_a_flag_is_documented_and_survives_write_and_read(name, tmp_path):
     known = SETTINGS[name]
-    beside = {"batch_size": 1} if name == "queue_size" else {}  # no queue is smaller
+    beside = {
+        "queue_size": {"batch_size": 1},  # no queue is smaller than the batch
+        "accumulate_steps": {"batch_size": 4096},  # as many parts
+    }.get(name, {})
     options = TrainOptions(**{name: another(known)}, **beside)
     folder = RunFolder(tmp_path)
     folder.write_config(options)
@@ -55,6 +58,10 @@ def test_every_number_has_finite_bounds(name):
 
 
 def test_what_is_not_allowed_is_named():
+    with pytest.raises(UsageError, match="accumulate_steps=3 does not divide the bat"):
+        Config(batch_size=256, accumulate_steps=3)
+    with pytest.raises(UsageError, match="synchronized takes statistics of the glob"):
+        Config(batch_norm="synchronized", accumulate_steps=2)
     with pytest.raises(UsageError, match="queue_size must be an integer"):
         Config(queue_size=0)
     with pytest.raises(UsageError, match="must be ressl or moco_v2; got 'moco'"):

@@ -8,6 +8,7 @@ import tensorflow as tf
 from ressl_keras.augmentation.bundle import ViewBundle, listed
 from ressl_keras.errors import UsageError
 from ressl_keras.method import losses, objectives, replicas
+from ressl_keras.method.accumulation import accumulate
 from ressl_keras.method.networks import build_projector
 from ressl_keras.method.normalization import fuse_batch_norms
 from ressl_keras.method.optimizers import SGD  # noqa: F401, saved models refer to it
@@ -75,10 +76,16 @@ class ReSSL(keras.Model):
             distribution strategy, so that its batch-norm statistics come from other
             images than the student's.
         seed: integer seed of the views, the queue and the shuffling.
+        accumulate_steps: parts of a replica's batch that the student learns from one
+            after the other, which takes less memory. A step is still one update with
+            one mean gradient, and the teacher and the queue see the whole batch. The
+            student's batch-norm statistics are those of a part, and an objective that
+            compares the embeddings of a batch with each other gets a part's. Batch
+            norms with statistics over several replicas cannot be in parts.
 
     Raises:
-        UsageError: if the momentum is outside [0, 1], the queue has no rows, or
-            `references` is unknown.
+        UsageError: if the momentum is outside [0, 1], the queue has no rows,
+            `references` is unknown, or `accumulate_steps` is not positive.
         TypeError: if `objective` is no objective, such as a plain function.
 
     Example:
@@ -103,6 +110,7 @@ class ReSSL(keras.Model):
         predictor=None,
         shuffle_teacher=False,
         seed=0,
+        accumulate_steps=1,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -110,6 +118,10 @@ class ReSSL(keras.Model):
             raise UsageError(f"references is queue or batch; got '{references}'.")
         if not callable(momentum) and not 0 <= momentum <= 1:
             raise UsageError(f"momentum must lie in [0, 1]; got {momentum}.")
+        if accumulate_steps < 1:
+            raise UsageError(
+                f"accumulate_steps must be 1 or more; got {accumulate_steps}."
+            )
         self.queue_size = queue_size
         self.momentum = momentum
         self.objective = objectives.as_objective(objective or objectives.Relation())
@@ -117,6 +129,7 @@ class ReSSL(keras.Model):
         self.references = references
         self.shuffle_teacher = shuffle_teacher
         self.seed = seed
+        self.accumulate_steps = accumulate_steps
 
         self.backbone = backbone
         self.projector = projector or build_projector(
@@ -199,46 +212,49 @@ class ReSSL(keras.Model):
     def train_step(self, data):
         """One step of the method (section 3.3, algorithm 1)."""
         weak, *strong = self.views(data, self.step.value)  # [b, h, w, 3]
-        with tf.GradientTape() as tape:
-            with tape.stop_recording():
-                self._update_teacher()  # EMA with momentum m
-                z_t = self._embed_teacher(weak)  # [b, D]
-                global_z_t = replicas.gather(z_t)  # [global b, D]
-                queue = self._references(global_z_t)  # [K, D]
-                p_t = self._relation(z_t, queue, self.objective.teacher_temperature)
-            if self._asks_for("both_branches"):
-                z_t, p_t = self._second_branch(weak, queue)
-            z_s = self._embed_student(strong)  # one [b, D] for each crop
-            p_s = [
-                self._relation(z, queue, self.objective.student_temperature)
-                for z in z_s
-            ]
-            loss = self._loss(p_s, p_t, z_s, z_t)  # [b], mean over crops
-            if self._asks_for("symmetric"):
-                loss = (loss + self._exchanged_loss(tape, weak, strong[0], queue)) / 2
-        logs = self._logs(loss, z_s[0], p_s[0], p_t)
-        gradients = self._gradients(tape, loss)
+        self._update_teacher()  # EMA with momentum m
+        z_t = self._embed_teacher(weak)  # [b, D]
+        global_z_t = replicas.gather(z_t)  # [global b, D]
+        queue = self._references(global_z_t)  # [K, D]
+        exchanged = [self._embed_teacher(strong[0])] if self._asks("symmetric") else []
+
+        def learn(rows, weak, strong, exchanged, z_t):  # of the batch or a part of it
+            with tf.GradientTape() as tape:
+                p_t = self._teacher_relation(z_t, queue, rows)
+                if self._asks("both_branches"):
+                    z_t, p_t = self._second_branch(weak, queue, rows)
+                z_s = self._embed_student(strong)  # one [b, D] for each crop
+                p_s = [self._student_relation(z, queue, rows) for z in z_s]
+                loss = self._loss(p_s, p_t, z_s, z_t)  # [b], mean over crops
+                if exchanged:
+                    other_way = strong[0], weak, *exchanged
+                    loss = (loss + self._second_loss(*other_way, queue, rows)) / 2
+            self._track(loss, p_s[0], p_t)
+            return self._gradients(tape, loss), z_s[0]
+
+        batch = replicas.indices(tf.shape(z_t)[0]), weak, strong, exchanged, z_t
+        gradients, z_s = accumulate(
+            learn, batch, self.accumulate_steps, self.trainable_variables
+        )
+        logs = self._logs(z_s)
         self._enqueue(global_z_t, after=[*gradients, *logs.values()])
         return {**logs, "learning_rate": self._minimize(gradients)}
 
-    def _asks_for(self, extra):
+    def _asks(self, extra):
         return getattr(self.objective, extra, False)
 
-    def _second_branch(self, images, references):
+    def _second_branch(self, images, references, rows):
         """The student in the place of the teacher, with a gradient."""
         (embeddings,) = self._embed_student([images])
-        temperature = self.objective.teacher_temperature
-        return embeddings, self._relation(embeddings, references, temperature)
+        return embeddings, self._teacher_relation(embeddings, references, rows)
 
-    def _exchanged_loss(self, tape, weak, strong, references):
+    def _second_loss(self, teachers, students, z_t, references, rows):
         """The loss of a second pass, with the views exchanged; [b]."""
-        with tape.stop_recording():
-            z_t = self._embed_teacher(strong)
-            p_t = self._relation(z_t, references, self.objective.teacher_temperature)
-        if self._asks_for("both_branches"):
-            z_t, p_t = self._second_branch(strong, references)
-        z_s = self._embed_student([weak])
-        p_s = self._relation(z_s[0], references, self.objective.student_temperature)
+        p_t = self._teacher_relation(z_t, references, rows)
+        if self._asks("both_branches"):
+            z_t, p_t = self._second_branch(teachers, references, rows)
+        z_s = self._embed_student([students])
+        p_s = self._student_relation(z_s[0], references, rows)
         return self._loss([p_s], p_t, z_s, z_t)
 
     def _update_teacher(self):
@@ -283,16 +299,24 @@ class ReSSL(keras.Model):
             self.queue.share()
         return self.queue.features
 
-    def _relation(self, embeddings, references, temperature):
+    def _teacher_relation(self, embeddings, references, rows):
+        temperature = self.objective.teacher_temperature
+        return self._relation(embeddings, references, temperature, rows)
+
+    def _student_relation(self, embeddings, references, rows):
+        temperature = self.objective.student_temperature
+        return self._relation(embeddings, references, temperature, rows)
+
+    def _relation(self, embeddings, references, temperature, rows):
         """The relation of embeddings [b, D] to the references [K, D].
 
-        With the batch as references, an image is not a reference of itself.
+        With the batch as references, an image is not a reference of itself: `rows` [b]
+        are the indices of the embeddings' images in the global batch.
         """
         own = None
         if self.references == "batch":
-            indices = replicas.indices(tf.shape(embeddings)[0])
             total = tf.shape(references)[0]
-            own = tf.one_hot(indices, total, on_value=True, off_value=False)
+            own = tf.one_hot(rows, total, on_value=True, off_value=False)
         return losses.relate(embeddings, references, temperature, excluded=own)
 
     def _loss(self, relations, target, students, teacher):
@@ -312,10 +336,10 @@ class ReSSL(keras.Model):
         return tf.add_n(crop_losses) / len(crop_losses)
 
     def _gradients(self, tape, loss):
-        """Gradients of the mean loss over the global batch."""
+        """Gradients of the mean loss over the global batch, or a part's share of it."""
         # The optimizer sums gradients over replicas. In half precision it scales them.
-        examples = tf.cast(tf.size(loss) * replicas.count(), loss.dtype)
-        scale = self.optimizer.scale_loss(1 / examples)
+        examples = tf.size(loss) * self.accumulate_steps * replicas.count()
+        scale = self.optimizer.scale_loss(1 / tf.cast(examples, loss.dtype))
         weights = tf.fill(tf.shape(loss), scale)
         variables = self.trainable_variables
         gradients = tape.gradient(loss, variables, output_gradients=weights)
@@ -343,17 +367,20 @@ class ReSSL(keras.Model):
         self.step.value.assign_add(1)
         return learning_rate
 
-    def _logs(self, loss, student, relation, target):
+    def _track(self, loss, relation, target):
         same = tf.argmax(relation.logits, -1) == tf.argmax(target.logits, -1)
         values = (
             loss,
             losses.entropy(target),
             losses.entropy(relation),
             tf.cast(same, tf.float32),
-            tf.fill(tf.shape(loss), replicas.mean_std(student)),
         )
         for tracker, value in zip(self.trackers, values):
             tracker.update_state(value)
+
+    def _logs(self, student):
+        std = tf.fill(tf.shape(student)[:1], replicas.mean_std(student))
+        self.trackers[-1].update_state(std)
         return {tracker.name: tracker.result() for tracker in self.trackers}
 
     @property
@@ -395,6 +422,7 @@ class ReSSL(keras.Model):
             "predictor": serialize(self.predictor),
             "shuffle_teacher": self.shuffle_teacher,
             "seed": self.seed,
+            "accumulate_steps": self.accumulate_steps,
         }
 
     @classmethod

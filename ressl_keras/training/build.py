@@ -12,6 +12,7 @@ from ressl_keras.augmentation.layers import View
 from ressl_keras.augmentation.statistics import statistics
 from ressl_keras.data.decoding import Decoder
 from ressl_keras.errors import UsageError
+from ressl_keras.method.accumulation import check_parts
 from ressl_keras.method.networks import (
     build_backbone,
     build_projector,
@@ -81,6 +82,7 @@ def make_plan(config, images, replicas=1):
             f"The batch of {batch_size} cannot be split over {replicas} replicas in "
             "equal parts."
         )
+    check_parts(batch_size // replicas, config.accumulate_steps)
     steps_per_epoch = count // batch_size
     return Plan(
         image_size=config.image_size or images.common_size,
@@ -139,6 +141,7 @@ def build_model(
             predictor=predictor,
             shuffle_teacher=config.batch_norm == "shuffled",
             seed=config.seed,
+            accumulate_steps=config.accumulate_steps,
         )
         compile_model(model, config, plan, jit_compile)
     return model

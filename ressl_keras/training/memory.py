@@ -7,7 +7,7 @@ from ressl_keras.errors import UsageError
 _FLOAT = 4  # bytes
 # Of every weight: the student's, its gradient, its momentum, the teacher's.
 _COPIES_OF_WEIGHTS = 4
-# Of every [batch, queue] array: logits and softmax of teacher and student.
+# Of every [part of a batch, queue] array: logits and softmax of teacher and student.
 _COPIES_OF_RELATIONS = 4
 
 
@@ -34,7 +34,7 @@ def check_memory(config, image_size=None, free=None):
         largest = max(needs, key=needs.get)
         flags = {
             "queue": "--queue_size, --embedding_dim",
-            "relations": "--batch_size, --queue_size",
+            "relations": "--batch_size, --queue_size, or raise --accumulate_steps",
             "views": "--batch_size, --image_size, --crops",
             "weights": "--width, --hidden_dim, --embedding_dim, --predictor_dim",
         }[largest]
@@ -58,6 +58,7 @@ def least_bytes(config, image_size=None):
     size = image_size or config.image_size or 0
     crops = config.crops or (size,)
     rows = config.queue_size if config.references == "queue" else batch
+    part = batch // config.accumulate_steps
     weights = config.hidden_dim * dim + 2 * config.predictor_dim * dim
     if config.backbone.endswith("_small"):
         features = 8 * config.width
@@ -65,7 +66,7 @@ def least_bytes(config, image_size=None):
     pixels = size**2 + sum(crop**2 for crop in crops)
     return {
         "queue": rows * dim * _FLOAT,
-        "relations": batch * rows * _COPIES_OF_RELATIONS * _FLOAT,
+        "relations": part * rows * _COPIES_OF_RELATIONS * _FLOAT,
         "views": 3 * batch * pixels * _FLOAT,
         "weights": weights * _COPIES_OF_WEIGHTS * _FLOAT,
     }
