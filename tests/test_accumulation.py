@@ -308,3 +308,38 @@ def test_relations_are_those_of_a_part():
 
 def test_a_saved_model_keeps_its_parts():
     assert ReSSL.from_config(make(4).get_config()).accumulate_steps == 4
+
+
+@keras.saving.register_keras_serializable("accumulation")
+class Table(keras.layers.Layer):
+    """Scales by a row of a table, whose gradient is sparse; another weight is idle."""
+
+    def build(self, shape):
+        self.rows = self.add_weight(shape=[3, shape[-1]], initializer="ones")
+        self.idle = self.add_weight(shape=[2])
+
+    def call(self, features):
+        return features * tf.gather(self.rows.value, [1])
+
+
+def test_a_weight_may_have_a_sparse_gradient_or_none():
+    def network():
+        images = keras.Input([None, None, 3])
+        return keras.Model(images, Table()(backbone()(images)))
+
+    def rows(parts):
+        keras.utils.set_random_seed(0)
+        model = ReSSL(
+            network(),
+            build_projector(4, 16, 6),
+            student_view=[None],
+            accumulate_steps=parts,
+            queue_size=20,
+        )
+        model.compile(SGD(0.5), jit_compile=False)
+        for data in batches():
+            model.train_step(data)
+        return [weight.numpy() for weight in model.backbone.trainable_weights]
+
+    for whole, of_parts in zip(rows(1), rows(2), strict=True):
+        np.testing.assert_allclose(of_parts, whole, 1e-5, 1e-6)

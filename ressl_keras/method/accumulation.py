@@ -25,7 +25,8 @@ def accumulate(function, batch, parts, variables):
         variables: list of variables.
 
     Returns:
-        Tuple of the sums of the gradients, and the embeddings [batch, dim].
+        Tuple of the sums of the gradients, 0 for variables without one, and the
+        embeddings [batch, dim].
 
     Raises:
         UsageError: if the batch cannot be split into so many equal parts.
@@ -37,7 +38,7 @@ def accumulate(function, batch, parts, variables):
     def learn(index, sums, embedded):
         part = tf.nest.map_structure(lambda tensor: tensor[index], split)
         gradients, embeddings = function(*part)
-        sums = [total + each for total, each in zip(sums, gradients, strict=True)]
+        sums = [_added(*each) for each in zip(sums, gradients, strict=True)]
         return index + 1, sums, embedded.write(index, embeddings)
 
     zeros = [tf.zeros(variable.shape, variable.dtype) for variable in variables]
@@ -49,6 +50,11 @@ def accumulate(function, batch, parts, variables):
         parallel_iterations=1,  # else a part begins before the one before has ended
     )
     return sums, embedded.concat()
+
+
+def _added(total, gradient):
+    """A sum with another gradient: none of a weight that the loss does not reach."""
+    return total if gradient is None else total + tf.convert_to_tensor(gradient)
 
 
 def check_parts(batch_size, parts):
