@@ -213,6 +213,7 @@ def test_a_layer_without_randomness_is_applied_as_it_is(pixels):
     assert view.compute_output_shape(pixels.shape) == (64, 3, 3, 3)
 
 
+@pytest.mark.long
 def test_a_model_with_such_a_view_repeats_its_steps(pixels):
     def trained():
         keras.utils.set_random_seed(1)
@@ -230,6 +231,7 @@ def test_a_model_with_such_a_view_repeats_its_steps(pixels):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.long
 def test_the_preview_shows_the_set_and_a_view_of_ones_own(random, tmp_path):
     noise = random.integers(0, 256, [8, 16, 16, 3]).astype(np.uint8)
     dataset = as_dataset(noise)

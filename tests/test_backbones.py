@@ -98,6 +98,7 @@ def test_synchronized_reaches_every_batch_norm():
     assert norms and all(layer.synchronized for layer in norms)
 
 
+@pytest.mark.long
 def test_a_saved_backbone_loads_with_keras_alone(tmp_path):
     names = ["resnet18_small", "resnet18", "MobileNetV3Small"]
     for name in names:

@@ -89,6 +89,7 @@ def listed(workdir):
     return {path: reason for reason, path in (line.split("\t") for line in lines)}
 
 
+@pytest.mark.long
 def test_images_that_break_in_training_are_replaced_and_listed(images, tmp_path):
     gone, damaged = images / "dogs" / "07.png", images / "cats" / "03.png"
 
@@ -107,6 +108,7 @@ def test_images_that_break_in_training_are_replaced_and_listed(images, tmp_path)
     assert 1 <= len(said) <= 2 and all(line.startswith("Epoch ") for line in said)
 
 
+@pytest.mark.long
 def test_a_folder_that_vanishes_is_named_and_the_state_saved(images, tmp_path):
     """In the second epoch; without checkpoints in between."""
     handler = signal.getsignal(signal.SIGTERM)
@@ -120,6 +122,7 @@ def test_a_folder_that_vanishes_is_named_and_the_state_saved(images, tmp_path):
     assert signal.getsignal(signal.SIGTERM) == handler
 
 
+@pytest.mark.long
 def test_too_many_broken_images_stop_a_run_that_can_go_on_as_if_it_had_not(
     images, tmp_path
 ):
@@ -172,6 +175,7 @@ def odd(tmp_path, random):
     return tmp_path / "odd"
 
 
+@pytest.mark.long
 def test_names_that_are_no_utf8_go_through_the_whole_command(
     odd, tmp_path, capsys, monkeypatch
 ):
@@ -237,6 +241,7 @@ def finished(tmp_path_factory, light_backbone):
 
 # With one epoch it is finished, with two there is one more to train.
 @pytest.mark.parametrize("damage, epochs", [("empty", 1), ("flipped", 1), ("cut", 2)])
+@pytest.mark.long
 def test_damaged_side_files_stop_no_later_start(
     damage, epochs, finished, tmp_path, capsys
 ):

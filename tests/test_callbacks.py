@@ -60,6 +60,7 @@ def test_the_log_has_the_share_of_the_time_spent_waiting(random, monkeypatch):
     assert logs == {"images_per_second": 2.0, "waiting": 0.5}
 
 
+@pytest.mark.long
 def test_the_age_of_the_queue_is_that_of_its_oldest_embedding(random):
     history = make_history(random, epochs=2, steps=2)
     assert history["queue_age"] == [2, 3]  # 20 rows hold the last 3 batches of 8
@@ -80,6 +81,7 @@ def make_history(random, epochs, steps, warn=print, **options):
     )
 
 
+@pytest.mark.long
 def test_a_collapse_is_warned_of_from_the_second_epoch_on(random):
     """Two temperatures of 100 make every relation uniform."""
     said = []
@@ -92,6 +94,7 @@ def test_a_collapse_is_warned_of_from_the_second_epoch_on(random):
     ]
 
 
+@pytest.mark.long
 def test_a_loss_that_is_no_number_ends_the_run(random):
     model = tiny.build_model()
     weights = model.student.get_weights()

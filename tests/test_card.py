@@ -45,6 +45,7 @@ def test_its_figures_are_those_of_the_evaluation(folder):
     assert "| nearest neighbours (weighted, 200) | 61.50 | 33.25 |" in card(folder)
 
 
+@pytest.mark.long
 def test_its_python_runs_with_keras_alone(folder):
     write_card(folder)
     program = card(folder).split("```python\n")[1].split("```")[0]

@@ -87,6 +87,7 @@ def plain(view):
     return layers.View(view.operations, (0.0,) * channels, (1.0,) * channels)
 
 
+@pytest.mark.long
 def test_a_gray_view_is_that_of_the_gray_colour_image(random):
     gray = random.integers(0, 256, [8, 16, 16, 1]).astype(np.uint8)
     augmentations = view_augmentations("gray")
@@ -113,6 +114,7 @@ def test_an_alpha_channel_moves_with_the_image_and_keeps_its_values(random):
 
 
 @pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.long
 def test_a_run_keeps_its_channels_to_the_server(channels, random, tmp_path):
     """Sixteen-bit gray or RGBA files of several sizes: train, export, serve."""
     files = []

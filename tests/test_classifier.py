@@ -67,6 +67,7 @@ def kept(folder):
     "protocol",
     [["linear"], ["finetune", "--finetune_epochs=2"], ["linear", "--probe=paper"]],
 )
+@pytest.mark.long
 def test_a_kept_classifier_answers_alike_as_keras_file_and_served(protocol, folder):
     name, *words = protocol
     words += ["--probe_epochs=2", f"--output={folder / 'evaluation.json'}"]
@@ -97,6 +98,7 @@ def test_a_kept_classifier_answers_alike_as_keras_file_and_served(protocol, fold
     assert set(result["per_class"]) <= {"red", "blue"}
 
 
+@pytest.mark.long
 def test_the_loader_that_a_server_uses_names_classes_as_keras_does(
     folder, kept, tmp_path
 ):
@@ -118,6 +120,7 @@ def test_the_loader_that_a_server_uses_names_classes_as_keras_does(
         assert found <= 1e-5
 
 
+@pytest.mark.long
 def test_a_folder_is_classified_by_the_kept_classifier(folder, kept, capsys):
     output = folder / "predictions.csv"
     words = [f"--classifier={kept / 'classifier.keras'}", "--top=2", DEVICE]
@@ -137,6 +140,7 @@ def test_a_folder_is_classified_by_the_kept_classifier(folder, kept, capsys):
     assert f"Of 60 with a label {right} have that class" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_python_keeps_a_classifier_as_the_command_does(folder, kept, tmp_path):
     dataset = load_dataset("folder", str(folder / "images"), log=lambda line: None)
     asked = load_encoder(folder), dataset, ["linear"]
@@ -166,6 +170,7 @@ def test_weights_make_all_classes_count_the_same():
     assert weights[labels].mean() == pytest.approx(1)
 
 
+@pytest.mark.long
 def test_fine_tuning_stops_early_and_takes_the_best_epoch(folder, monkeypatch):
     from ressl_keras.evaluation import classifiers
 

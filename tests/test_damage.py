@@ -21,12 +21,14 @@ def passes(program, *arguments):
     return result.stdout
 
 
+@pytest.mark.long
 def test_a_run_killed_three_times_ends_as_one_that_was_not(tmp_path):
     """SIGKILL at random moments, once in the middle of writing a checkpoint; the
     final state is equal bit for bit, and so is the table of metrics."""
     assert "3 kills, 25 steps: equal" in passes("killed_runs.py", tmp_path, 3, "simple")
 
 
+@pytest.mark.long
 def test_damages_and_full_disks_lose_nothing(tmp_path):
     output = passes("damaged_runs.py", tmp_path, "damages=2", "writes=1")
     assert output.count("lost 0") == 2

@@ -78,6 +78,7 @@ def test_the_projector_has_features_labels_and_thumbnails(run):
 
 
 @pytest.mark.parametrize("every, steps", [(0, [5, 10]), (2, [2, 4, 5, 6, 8, 10, 10])])
+@pytest.mark.long
 def test_curves_are_over_steps_and_the_flags_are_text(every, steps, random, tmp_path):
     pixels = random.integers(0, 256, [40, 8, 8, 3]).astype(np.uint8)
     seen = []

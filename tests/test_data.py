@@ -186,6 +186,7 @@ def test_large_images_of_one_size_are_read_from_their_files(tmp_path):
     assert not load_dataset("folder", str(tmp_path)).pretrain.same_size
 
 
+@pytest.mark.long
 def test_images_of_several_sizes_become_two_crops_fixed_by_the_step(folder):
     images = load_dataset("folder", str(folder)).pretrain
     batches = list(pipeline.training_batches(images, 6, 0, 0, 4, size=16))
@@ -199,6 +200,7 @@ def test_images_of_several_sizes_become_two_crops_fixed_by_the_step(folder):
         np.testing.assert_array_equal(one["student"], other["student"])
 
 
+@pytest.mark.long
 def test_several_crops_are_read_as_a_tuple_of_their_sizes(folder):
     """The first is the crop that a single one would be; the others draw for
     themselves."""
@@ -212,6 +214,7 @@ def test_several_crops_are_read_as_a_tuple_of_their_sizes(folder):
     assert not np.array_equal(batch["student"][0], batch["student"][1])
 
 
+@pytest.mark.long
 def test_workers_crop_their_shares_as_one_would(folder):
     images = load_dataset("folder", str(folder)).pretrain
     whole = list(pipeline.training_batches(images, 6, 0, 1, 4, size=16))
@@ -225,6 +228,7 @@ def test_workers_crop_their_shares_as_one_would(folder):
             np.testing.assert_array_equal(both, batch[name])
 
 
+@pytest.mark.long
 def test_crops_while_reading_are_the_crops_of_the_view_layer(folder):
     """Same draws, same pixels, up to the rounding to uint8."""
     images = load_dataset("folder", str(folder), check=True).pretrain
@@ -290,6 +294,7 @@ def test_a_folder_without_readable_images_is_refused(tmp_path):
         load_dataset("folder", str(tmp_path))
 
 
+@pytest.mark.long
 def test_tfds_data_sets_are_read_with_their_labels(shared):
     dataset = load_dataset("cifar10", str(shared("tfds")), download=False)
     assert (len(dataset.pretrain), len(dataset.test)) == (50000, 10000)

@@ -125,6 +125,7 @@ def test_spread_out_a_run_learns_what_it_learns_on_one_device(
     assert max(largest.values()) <= 1e-5
 
 
+@pytest.mark.long
 def test_a_run_goes_on_with_another_number_of_replicas(single, tmp_path):
     """Ten steps on two devices, then ten on one: as twenty on one."""
     folder, single = single
@@ -195,12 +196,14 @@ def test_a_lost_worker_stops_the_others_with_a_clear_line(tmp_path):
         '{"type": "worker", "index": 0}}',
     ],
 )
+@pytest.mark.long
 def test_a_malformed_tf_config_is_one_clear_line(text, monkeypatch):
     monkeypatch.setenv("TF_CONFIG", text)
     with pytest.raises(UsageError, match="TF_CONFIG is not of the form"):
         devices.make_strategy("auto")
 
 
+@pytest.mark.long
 def test_what_is_not_there_is_refused(monkeypatch):
     monkeypatch.delenv("TF_CONFIG", raising=False)
     with pytest.raises(UsageError, match="needs TF_CONFIG"):
@@ -211,6 +214,7 @@ def test_what_is_not_there_is_refused(monkeypatch):
         devices.make_strategy("mirorred")
 
 
+@pytest.mark.long
 def test_a_batch_that_the_replicas_cannot_share_is_refused(tmp_path):
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1", "CPU:2"])
     images = ArrayImages(*shapes.render(80, 0, size=8))

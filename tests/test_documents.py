@@ -163,6 +163,7 @@ def test_every_page_that_is_linked_is_there():
 
 
 @pytest.mark.parametrize("words", documented("train"), ids=" ".join)
+@pytest.mark.long
 def test_training_runs(words, random, monkeypatch, tmp_path):
     if "--help" in words:
         return
@@ -201,6 +202,7 @@ def own(tmp_path_factory, light_backbone):
     return folder
 
 
+@pytest.mark.long
 def test_own_images_become_an_encoder_and_a_report(own):
     results = json.loads((own / "run" / "evaluation.json").read_text())
     assert set(results) >= {"knn", "linear"}
@@ -209,6 +211,7 @@ def test_own_images_become_an_encoder_and_a_report(own):
     assert encoder.input_shape == (None, None, None, 3)
 
 
+@pytest.mark.long
 def test_evaluations_run(own):
     encoder = own / "run" / "encoder.keras"
     sent = [
@@ -239,6 +242,7 @@ def test_evaluations_run(own):
 
 
 @pytest.mark.parametrize("words", documented("check"), ids=" ".join)
+@pytest.mark.long
 def test_checks_run(words, own, tmp_path, capsys):
     words = [*words, f"--data_dir={own}/my_images", f"--output={tmp_path}/list.txt"]
     check.check(parse(CheckOptions, *words))
@@ -252,6 +256,7 @@ def test_checks_run(words, own, tmp_path, capsys):
     [words for words in documented("export") if "--encoder" not in " ".join(words)],
     ids=" ".join,
 )
+@pytest.mark.long
 def test_exports_run(words, own):
     if "onnx" in " ".join(words):
         pytest.importorskip("tf2onnx")
@@ -266,6 +271,7 @@ def test_exports_run(words, own):
 
 
 @pytest.mark.parametrize("words", documented("pack"), ids=" ".join)
+@pytest.mark.long
 def test_packing_runs(words, own, tmp_path):
     words = [*words, f"--data_dir={own}/my_images", f"--output={tmp_path}/shards"]
     pack.pack(parse(PackOptions, *words))

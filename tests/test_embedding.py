@@ -50,6 +50,7 @@ def expected(encoder, images, files):
     return network(np.stack(pixels)).numpy()
 
 
+@pytest.mark.long
 def test_every_image_has_a_row_with_name_set_label_and_embedding(
     encoder, images, tmp_path, capsys
 ):
@@ -86,6 +87,7 @@ def test_sets_may_share_names_and_images(random):
     np.testing.assert_allclose(found, network(pixels), atol=1e-5)
 
 
+@pytest.mark.long
 def test_an_update_embeds_only_what_is_new_or_changed(
     encoder, images, tmp_path, monkeypatch, random
 ):
@@ -113,6 +115,7 @@ def test_an_update_embeds_only_what_is_new_or_changed(
     assert counts == [2]
 
 
+@pytest.mark.long
 def test_arrays_and_records_hold_the_same(encoder, images, tmp_path):
     for ending in ("parquet", "npy", "tfrecord"):
         run(encoder, images, tmp_path / f"e.{ending}")
@@ -130,6 +133,7 @@ def test_arrays_and_records_hold_the_same(encoder, images, tmp_path):
         np.testing.assert_array_equal(row_found, rows.embeddings[row])
 
 
+@pytest.mark.long
 def test_what_was_embedded_is_kept_when_the_command_is_interrupted(
     encoder, images, tmp_path, monkeypatch
 ):

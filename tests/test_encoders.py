@@ -50,6 +50,7 @@ def test_the_projector_can_stay_behind_the_backbone(backbone, images):
 
 
 @pytest.mark.parametrize("name", ["resnet10_small", "resnet18", "MobileNetV3Small"])
+@pytest.mark.long
 def test_height_and_width_can_be_left_open(name, random):
     width = {"width": 4} if name == "resnet10_small" else {}
     backbone = build_backbone(name, (64, 64, 3), **width)
@@ -69,6 +70,7 @@ def test_height_and_width_can_be_left_open(name, random):
         ("EfficientNetB0", (4, 8, 16, 32), (144, 240, 672, 1280)),
     ],
 )
+@pytest.mark.long
 def test_the_last_maps_of_four_resolutions_are_named(name, strides, dims, random):
     encoder = build_encoder(build_backbone(name, (32, 32, 3)), any_size=True)
     outputs = [encoder.get_layer(f"stage{n}").output for n in (1, 2, 3, 4)]
@@ -113,6 +115,7 @@ def test_a_file_that_lies_about_its_size_is_not_believed(size, backbone, tmp_pat
     assert load_encoder(path).image_size is None
 
 
+@pytest.mark.long
 def test_an_encoder_computes_in_another_policy_on_request(backbone, images, tmp_path):
     path = save_encoder(build_encoder(backbone, any_size=True), tmp_path, {})
     plain, half = load_encoder(path), load_encoder(path, dtype="mixed_bfloat16")
@@ -146,6 +149,7 @@ def test_a_backbone_trained_in_half_precision_is_exported_in_float32(images):
     assert encoder(images).dtype == "float32"
 
 
+@pytest.mark.long
 def test_the_file_loads_with_keras_alone_and_gives_the_same_features(
     backbone, images, tmp_path
 ):
@@ -193,6 +197,7 @@ def application():
 
 
 @pytest.mark.parametrize("kind", ["keras", "saved_model"])
+@pytest.mark.long
 def test_an_encoder_made_elsewhere_is_read(kind, application, tmp_path, random):
     path = tmp_path / ("model.keras" if kind == "keras" else "model")
     if kind == "keras":
@@ -273,6 +278,7 @@ def test_what_is_no_encoder_is_one_clear_line(kind, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.long
 def test_the_script_refuses_what_is_no_encoder(tmp_path):
     kinds = ("text", "truncated", "folder", "map")
     running = []

@@ -58,6 +58,7 @@ def test_an_unknown_protocol_or_data_without_labels_is_refused(dataset, encoder)
         protocols.evaluate(encoder, Dataset("mine", dataset.pretrain))
 
 
+@pytest.mark.long
 def test_every_protocol_is_judged_with_a_share_of_the_labels(
     dataset, encoder, tmp_path
 ):
@@ -103,6 +104,7 @@ def test_the_labels_are_those_of_a_list_or_so_many_of_a_class(
         protocols.evaluate(encoder, dataset, ["knn"], label_list=str(path), **quiet)
 
 
+@pytest.mark.long
 def test_a_saved_model_is_judged_without_an_untrained_twin(dataset, encoder, tmp_path):
     encoder.export(tmp_path / "model", verbose=False)
     frozen = load_encoder(str(tmp_path / "model"))

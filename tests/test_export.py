@@ -90,6 +90,7 @@ def test_all_signatures_give_the_embeddings_of_the_keras_file(served, encoder, i
         assert difference(embedding, expected) <= 1e-5
 
 
+@pytest.mark.long
 def test_cifar10_images_have_the_same_embedding_in_memory_and_in_every_file(
     shared, served, encoder, backbone
 ):
@@ -129,6 +130,7 @@ def test_a_jpeg_is_embedded_as_tensorflow_reads_it(size, served, encoder, random
     assert difference(embedding, expected) <= 1e-5
 
 
+@pytest.mark.long
 def test_a_process_with_tensorflow_alone_serves_the_same(
     workdir, encoder, images, tmp_path
 ):
@@ -155,6 +157,7 @@ def test_a_process_with_tensorflow_alone_serves_the_same(
         assert found <= 1e-5
 
 
+@pytest.mark.long
 def test_the_loader_that_a_server_uses_answers_as_keras_does(
     workdir, encoder, images, tmp_path
 ):
@@ -168,6 +171,7 @@ def test_the_loader_that_a_server_uses_answers_as_keras_does(
         assert found <= 1e-5
 
 
+@pytest.mark.long
 def test_saved_model_cli_shows_and_runs_both_signatures(
     workdir, encoder, images, tmp_path
 ):
@@ -259,6 +263,7 @@ def test_other_colour_spaces_are_read_as_pillow_reads_them(
     assert difference(embedding, expected) <= tolerance
 
 
+@pytest.mark.long
 def test_embeddings_have_unit_length_in_every_format_on_request(
     backbone, images, tmp_path
 ):
@@ -277,6 +282,7 @@ def test_embeddings_have_unit_length_in_every_format_on_request(
         np.testing.assert_allclose(embedding, expected, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.long
 def test_a_new_export_takes_the_next_number_and_leaves_the_others(backbone, tmp_path):
     encoder = build_encoder(backbone)
     (tmp_path / "7").mkdir()
@@ -299,12 +305,14 @@ def test_a_failed_export_leaves_nothing_behind(backbone, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.long
 def test_a_saved_model_is_an_encoder_of_the_right_size(workdir, encoder, images):
     loaded = load_encoder(str(workdir / "export" / "1"))
     assert loaded.input_shape == (None, SIZE, SIZE, 3)
     assert difference(loaded(images), encoder(images)) <= 1e-5
 
 
+@pytest.mark.long
 def test_warmup_requests_are_answered_by_the_model(workdir, served):
     apis = pytest.importorskip("tensorflow_serving.apis.prediction_log_pb2")
     path = workdir / "export" / "1" / "assets.extra" / "tf_serving_warmup_requests"
@@ -415,6 +423,7 @@ def test_the_command_exports_a_run(run, capsys):
     assert len(list((run / "export").glob("*"))) == versions + 1
 
 
+@pytest.mark.long
 def test_another_network_never_replaces_an_encoder_without_a_word(run, tmp_path):
     lines = []
     export_encoder(str(run), log=lambda line: None)
@@ -510,6 +519,7 @@ def litert(path, images):
     return interpreter.get_tensor(gives["index"])
 
 
+@pytest.mark.long
 def test_litert_computes_the_same(encoder, images, tmp_path):
     path = export.save_format(encoder, str(tmp_path), "litert", SIZE)
     answer = litert(path, images[:4].astype(np.float32))

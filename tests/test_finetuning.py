@@ -34,6 +34,7 @@ def encoder():
     return build_encoder(build_backbone("resnet10_small", (8, 8, 3), width=4))
 
 
+@pytest.mark.long
 def test_it_learns_and_leaves_the_encoder_as_it_is(images, encoder):
     before = [weight.copy() for weight in encoder.get_weights()]
     train = stratified(images, 0.5)
@@ -43,6 +44,7 @@ def test_it_learns_and_leaves_the_encoder_as_it_is(images, encoder):
         np.testing.assert_array_equal(weight, old)
 
 
+@pytest.mark.long
 def test_the_same_seed_gives_the_same_result(images, encoder):
     one, same = (
         classifiers.finetune(encoder, images, images, 1, 50, seed=4) for _ in range(2)
@@ -50,6 +52,7 @@ def test_the_same_seed_gives_the_same_result(images, encoder):
     assert one == same
 
 
+@pytest.mark.long
 def test_the_example_leaves_a_classifier(tmp_path, monkeypatch):
     backbone = build_backbone("resnet10_small", (32, 32, 3), width=4)
     path = save_encoder(build_encoder(backbone), str(tmp_path), {})

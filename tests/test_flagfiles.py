@@ -91,6 +91,7 @@ def network(*arguments, **options):
 
 
 @pytest.mark.parametrize("name, size", IMAGE_SIZES.items())
+@pytest.mark.long
 def test_a_recipe_has_a_model(name, size, random, monkeypatch, tmp_path):
     monkeypatch.setattr(build, "build_backbone", network)
     options = options_of(name, tmp_path)

@@ -45,6 +45,7 @@ def trained(tmp_path_factory, light_backbone):
     return RunFolder(folder), lines
 
 
+@pytest.mark.long
 def test_the_start_is_the_first_row_of_the_table_and_stays(trained):
     folder, lines = trained
     rows = folder.read_metrics()
@@ -61,6 +62,7 @@ def test_the_start_is_the_first_row_of_the_table_and_stays(trained):
     assert folder.last_metric("loss") == float(rows[-1]["loss"])
 
 
+@pytest.mark.long
 def test_the_kept_start_is_what_was_measured(trained):
     folder, _ = trained
     initial, images = load_encoder(folder.initial), dataset()
@@ -75,6 +77,7 @@ def test_the_kept_start_is_what_was_measured(trained):
     assert any(different)
 
 
+@pytest.mark.long
 def test_an_evaluation_compares_with_the_start(trained, tmp_path):
     folder, _ = trained
     encoder = load_encoder(folder.encoder)
@@ -91,6 +94,7 @@ def test_an_evaluation_compares_with_the_start(trained, tmp_path):
     assert protocols.untrained(encoder) is not None
 
 
+@pytest.mark.long
 def test_a_damaged_start_is_set_aside(trained, tmp_path, capsys):
     folder, _ = trained
     copy = RunFolder(tmp_path)
@@ -100,6 +104,7 @@ def test_a_damaged_start_is_set_aside(trained, tmp_path, capsys):
     assert "is damaged and set aside" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_the_parts_of_a_resumed_run_add_up(trained):
     folder, _ = trained
     with open(folder.history) as file:

@@ -57,6 +57,7 @@ def test_each_is_read_or_listed_as_skipped(dataset, folder):
     print(f"{len(FILES)} files: {len(read)} read, {len(skipped)} skipped")
 
 
+@pytest.mark.long
 def test_training_works_on_what_is_left(dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(build, "build_backbone", tiny.build_backbone)
     config = Config(
@@ -89,6 +90,7 @@ def serve():
     return ServingModule(keras.Model(images, pooled), 8).serve_bytes
 
 
+@pytest.mark.long
 def test_the_server_answers_or_names_the_image(serve, dataset):
     """One at a time between two good ones; those that are refused, all at once too."""
     good = FILES["is-png.png"]

@@ -93,6 +93,7 @@ def serve():
     return ServingModule(encoder, 8, max_pixels=1000).serve_bytes
 
 
+@pytest.mark.long
 def test_images_above_the_limit_are_named_apart_from_undecodable_ones(serve):
     small = saved(Image.new("RGB", (25, 40)), "PNG")
     large = [
@@ -131,6 +132,7 @@ print((peak() - before) // 1024)
     "limit, answer, megabytes",
     [("", "refused", 20), ("max_pixels=2**27", "answered", 900)],
 )
+@pytest.mark.long
 def test_memory_stays_in_proportion_to_what_is_decoded(
     limit, answer, megabytes, tmp_path
 ):

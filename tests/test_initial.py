@@ -148,6 +148,7 @@ def test_offline_it_is_said_what_to_fetch_and_where_to_put_it(monkeypatch):
         networks.application_weights("Net", (32, 32, 3))
 
 
+@pytest.mark.long
 def test_every_layer_of_a_keras_network_is_taken_from_its_file(random, tmp_path):
     """MobileNetV2, saved whole with its head."""
     there = keras.applications.MobileNetV2(
@@ -166,6 +167,7 @@ def test_every_layer_of_a_keras_network_is_taken_from_its_file(random, tmp_path)
     assert lines[0].startswith(f"{counted} of {counted} layers of MobileNetV2 start")
 
 
+@pytest.mark.long
 def test_a_run_resumes_and_exports_without_its_source(pixels, random, tmp_path):
     pixels = np.concatenate([pixels] * 4)
     source(random).save(tmp_path / "source.keras")

@@ -82,6 +82,7 @@ def test_before_the_first_step_there_is_nothing_to_save(run, monkeypatch, tmp_pa
 
 
 @pytest.mark.parametrize("step", [1, 2, 4])  # in an epoch, at its end, at the end
+@pytest.mark.long
 def test_a_step_is_finished_and_saved(step, run, at_step, monkeypatch, tmp_path):
     at_step(step, press)
     output, status = run()
@@ -97,6 +98,7 @@ def test_a_step_is_finished_and_saved(step, run, at_step, monkeypatch, tmp_path)
         assert "Resuming at step 1 of 4." in output
 
 
+@pytest.mark.long
 def test_the_evaluation_can_be_repeated(run, monkeypatch, tmp_path):
     monkeypatch.setattr(protocols, "run", press)
     output, status = run()

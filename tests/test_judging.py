@@ -53,6 +53,7 @@ def single(tmp_path_factory):
         ("2 processes", {"strategy": "multi_worker", "workers": 2}),
     ],
 )
+@pytest.mark.long
 def test_on_several_devices_an_encoder_is_judged_as_on_one(
     kind, options, single, tmp_path
 ):

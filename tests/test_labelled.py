@@ -141,6 +141,7 @@ def test_images_of_several_sizes_are_cropped_one_by_one(random):
 
 
 @pytest.mark.parametrize("same_size", [True, False])
+@pytest.mark.long
 def test_workers_share_the_crops_of_one(same_size, images, random):
     """The parts of two workers are the halves of each batch, pixel by pixel."""
     if not same_size:

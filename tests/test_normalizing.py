@@ -38,6 +38,7 @@ def seen(tmp_path_factory):
 
 
 @pytest.mark.parametrize("network", ["student", "teacher"])
+@pytest.mark.long
 def test_per_replica_an_image_is_normalised_with_those_of_its_replica(seen, network):
     images, results = seen
     expected = normalized(images, [FIRST, SECOND])
@@ -45,6 +46,7 @@ def test_per_replica_an_image_is_normalised_with_those_of_its_replica(seen, netw
 
 
 @pytest.mark.parametrize("network", ["student", "teacher"])
+@pytest.mark.long
 def test_synchronized_an_image_is_normalised_with_the_global_batch(seen, network):
     images, results = seen
     expected = normalized(images, [FIRST + SECOND])
@@ -64,6 +66,7 @@ def halves_that_explain(images, embeddings):
     return found
 
 
+@pytest.mark.long
 def test_shuffled_the_teacher_normalises_an_image_with_one_half_of_the_global_batch(
     seen,
 ):

@@ -160,6 +160,7 @@ def test_a_portable_graph_holds_no_python_and_refuses_tiff(photo):
         portable(saved(photo, "TIFF"))
 
 
+@pytest.mark.long
 def test_a_radiograph_has_one_embedding_in_evaluation_and_serving(random, tmp_path):
     """Gray, 12 of 16 bits, turned: against pixels prepared by Pillow and NumPy."""
     values = random.integers(0, 4096, [9, 9]).astype(np.uint16)

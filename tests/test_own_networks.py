@@ -82,6 +82,7 @@ def test_what_is_no_image_network_is_refused(model, message):
         pooled(model())
 
 
+@pytest.mark.long
 def test_a_model_in_memory_is_trained_kept_and_exported(random, tmp_path):
     pixels = random.integers(0, 256, [16, 16, 16, 3]).astype(np.uint8)
     model, config = network(), Config(**SETTINGS)
@@ -212,6 +213,7 @@ def test_a_vision_transformer_has_the_size_of_its_kind(name, size, patch, dim):
         build_backbone(name, (size, size, 3), patch_size=5)
 
 
+@pytest.mark.long
 def test_a_vision_transformer_becomes_a_model_and_an_encoder(
     tmp_path, random, monkeypatch
 ):

@@ -17,7 +17,7 @@ from ressl_keras import (
     build_projector,
     pretrain,
 )
-from ressl_keras.method import objectives
+from ressl_keras.method import losses, objectives
 from ressl_keras.training import build
 
 
@@ -105,8 +105,8 @@ def test_an_objective_sees_what_its_arguments_name(random):
 
     model = model_of(record)
     student, teacher, queue = unit(random, 3, 4), unit(random, 3, 4), unit(random, 8, 4)
-    relation = model._relation(student, queue, 0.1)
-    target = model._relation(teacher, queue, 0.1)
+    relation = losses.relate(student, queue, 0.1)
+    target = losses.relate(teacher, queue, 0.1)
     model._loss([relation], target, [student], teacher)
     np.testing.assert_array_equal(seen["student_embeddings"], student)
     np.testing.assert_array_equal(seen["teacher_embeddings"], teacher)
@@ -206,6 +206,7 @@ def test_the_examples_lower_their_loss_on_one_batch(name, random):
     assert np.isfinite(history).all() and history[-1] < history[0]
 
 
+@pytest.mark.long
 def test_a_run_with_an_objective_resumes_and_says_so(random, tmp_path, monkeypatch):
     pixels = random.integers(0, 256, [16, 8, 8, 3]).astype(np.uint8)
     options = dict(

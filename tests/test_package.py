@@ -92,6 +92,7 @@ def test_another_backend_is_refused():
     assert "Set KERAS_BACKEND=tensorflow" in result.stderr.splitlines()[-1]
 
 
+@pytest.mark.long
 def test_a_saved_model_loads_after_importing_the_class_alone(tmp_path):
     model = tiny.build_model()
     images = np.zeros([2, 8, 8, 3], np.float32)

@@ -82,6 +82,7 @@ def test_training_goes_on_in_the_middle_of_an_epoch(sets, expected):
     equal(batches(sets["tfrecord"].pretrain, 5, 7), expected[5:])
 
 
+@pytest.mark.long
 def test_workers_share_the_batches_of_a_set_of_shards(sets, expected):
     images = sets["tar"].pretrain
     shares = [batches(images, 5, 7, worker=worker, workers=2) for worker in range(2)]
@@ -196,6 +197,7 @@ def test_broken_images_are_left_out_where_images_are_checked(tmp_path, capsys):
     assert len(unchecked.pretrain) == 4
 
 
+@pytest.mark.long
 def test_small_images_of_one_size_are_kept_in_memory(tmp_path, random):
     root = tmp_path / "images"
     root.mkdir()
@@ -352,6 +354,7 @@ def test_a_record_with_a_wrong_byte_is_one_line(shard):
         load_dataset("packed", str(shard.parent))
 
 
+@pytest.mark.long
 def test_images_behind_the_end_of_a_shard_that_is_cut_are_named(shard):
     images = load_dataset("packed", str(shard.parent)).pretrain
     os.truncate(shard, shard.stat().st_size // 2)

@@ -58,6 +58,7 @@ def seen_in_training(images, operations, seed, batch_size, **reading):
     return [np.round(np.clip(each, 0, 255)).astype(np.uint8) for each in made]
 
 
+@pytest.mark.long
 def test_the_preview_shows_what_the_first_step_sees(tmp_path):
     images = ArrayImages(*shapes.render(80, seed=0))
     dataset = Dataset("shapes", images)
@@ -84,6 +85,7 @@ def photographs(tmp_path):
     return EncodedImages(paths)
 
 
+@pytest.mark.long
 def test_every_crop_of_images_of_several_sizes_is_shown(photographs, tmp_path):
     path = preview(
         Dataset("mine", photographs),

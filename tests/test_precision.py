@@ -56,6 +56,7 @@ def test_a_gpu_is_judged_by_its_generation(capability, expected, monkeypatch):
     assert chosen == ("float32", "mixed_bfloat16")[expected]
 
 
+@pytest.mark.long
 def test_a_resumed_run_keeps_the_precision_that_was_chosen(
     tmp_path, monkeypatch, light_backbone
 ):

@@ -51,6 +51,7 @@ def test_linear_probe_matches_scikit_learn(features):
     assert abs(classifiers.linear_probe(*features)["top1"] - expected) <= 0.5
 
 
+@pytest.mark.long
 def test_linear_probe_repeats_exactly(features):
     small = [part[:500] for part in features]
     assert classifiers.linear_probe(*small) == classifiers.linear_probe(*small)

@@ -91,6 +91,7 @@ def test_images_and_labels_are_those_of_tfds_in_its_order(split, folder):
         np.testing.assert_array_equal(ours, record["image"])
 
 
+@pytest.mark.long
 def test_each_epoch_shows_every_image_once_whoever_reads(folder):
     """Two workers of two epochs; a start in the middle of the second."""
     images = load(folder).pretrain

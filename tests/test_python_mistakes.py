@@ -43,6 +43,7 @@ def batches():
     return tf.data.Dataset.from_tensors(images)
 
 
+@pytest.mark.long
 def test_a_summary_counts_each_weight_once_from_the_start():
     model, lines = tiny.build_model(), []
     model.summary(print_fn=lines.append)
@@ -84,6 +85,7 @@ def test_what_is_no_objective_is_refused(objective, message):
         tiny.build_model(objective=objective)
 
 
+@pytest.mark.long
 def test_an_objective_without_a_configuration_trains_and_saves_weights(tmp_path):
     model = tiny.build_model(objective=Alignment())
     model.fit(batches(), shuffle=False, verbose=0)

@@ -23,6 +23,7 @@ def run(*options):
     ],
     ids=["no python", "no script"],
 )
+@pytest.mark.long
 def test_without_a_peer_it_says_so_in_a_line(options, hint, tmp_path):
     results = tmp_path / "results.jsonl"
     result = run(*options, f"--results={results}")

@@ -5,9 +5,12 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = pathlib.Path(__file__).parent / "refusals.py"
 
 
+@pytest.mark.long
 def test_a_run_starts_or_one_line_refuses_it_soon_and_in_little_memory(tmp_path):
     ended = subprocess.run(
         [sys.executable, PROGRAM, tmp_path, "60"],

@@ -35,6 +35,7 @@ def computed():
     return table(done.stdout.splitlines())
 
 
+@pytest.mark.long
 def test_fifty_steps_in_float32_are_the_stored_curve(computed, stored):
     """1e-3: kernels for other processors (oneDNN with SSE4.1 only, and TensorFlow
     without oneDNN) end up to 7e-5 away, from 1e-6 at first. An EMA momentum of 0.98 in
@@ -116,6 +117,7 @@ def model(golden):
     return model
 
 
+@pytest.mark.long
 def test_eight_steps_have_the_losses_of_pytorch(model, golden):
     """Both of a step written from the paper, in float64, and of the authors' class."""
     step, losses = tf.function(model.train_step), []

@@ -244,6 +244,7 @@ def test_without_labels_there_is_still_something_to_see(unlabelled):
     assert query != nearest, "a query found itself"
 
 
+@pytest.mark.long
 def test_sections_without_data_are_left_out(labelled, tmp_path):
     path, _ = labelled
     assert set(Page(path).sections) == LABELLED | {"curves", "views", "files"}
@@ -450,6 +451,7 @@ def test_a_handful_of_images_has_a_report(count, tmp_path):
     assert len(Page(path).images) == {1: 0, 2: 2 * 2, 5: 5 * 5 + 2}[count]
 
 
+@pytest.mark.long
 def test_images_that_are_left_in_shards_have_a_report(tmp_path):
     images = tmp_path / "images"
     images.mkdir()
@@ -718,6 +720,7 @@ def test_without_scripts_the_map_is_two_still_pictures(browser, labelled, width)
         )
 
 
+@pytest.mark.long
 def test_a_page_of_the_worst_images_keeps_its_bound(random, tmp_path):
     """Noise, which no format makes smaller, at a common size."""
     pixels = random.integers(0, 256, [1200, 128, 128, 3]).astype(np.uint8)

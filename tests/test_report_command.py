@@ -50,6 +50,7 @@ def without_moment(path):
     return {k: v for k, v in page.sections.items() if k not in ("again", "files")}
 
 
+@pytest.mark.long
 def test_a_report_is_drawn_again_as_it_was(trained, monkeypatch, capsys):
     folder = RunFolder(trained / "run")
     before, evaluation = without_moment(folder.report), folder.evaluation
@@ -68,6 +69,7 @@ def test_a_report_is_drawn_again_as_it_was(trained, monkeypatch, capsys):
         assert file.read() == results
 
 
+@pytest.mark.long
 def test_the_names_of_a_folders_files_are_below_it(trained):
     page = Page(trained / "run" / "report.html")
     files = json.loads(page.data[0])["files"]
@@ -77,6 +79,7 @@ def test_the_names_of_a_folders_files_are_below_it(trained):
     assert "a/<b>" in page.sections["neighbours"]
 
 
+@pytest.mark.long
 def test_images_that_moved_are_found_or_left_out(trained, tmp_path):
     (trained / "images").rename(tmp_path / "moved")
     run, page = str(trained / "run"), f"--output={tmp_path}/page.html"

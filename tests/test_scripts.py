@@ -76,6 +76,7 @@ def trained(tmp_path_factory, images):
     return workdir, result.stdout
 
 
+@pytest.mark.long
 def test_a_run_leaves_the_files_that_others_rely_on(trained):
     workdir, output = trained
     table = rows(workdir)
@@ -106,6 +107,7 @@ def test_a_run_leaves_the_files_that_others_rely_on(trained):
     assert f"{results['knn']['top1']:.2f}" in page and "train.py" in page
 
 
+@pytest.mark.long
 def test_a_run_lists_what_it_could_not_read(trained):
     workdir, output = trained
     assert "Epoch 1: 1 image could not be read" in output
@@ -114,6 +116,7 @@ def test_a_run_lists_what_it_could_not_read(trained):
     assert listed.endswith("dark/broken.jpg\n") and listed.count("\n") == 1
 
 
+@pytest.mark.long
 def test_the_printed_command_evaluates_the_encoder(trained, tmp_path):
     workdir, output = trained
     line = next(line for line in output.split("\n") if "ressl-evaluate" in line)
@@ -127,6 +130,7 @@ def test_the_printed_command_evaluates_the_encoder(trained, tmp_path):
     assert "evaluate.py" in (tmp_path / "again.html").read_text()
 
 
+@pytest.mark.long
 def test_the_views_can_be_looked_at_before_training(images, tmp_path):
     command(
         "--dataset=folder",
@@ -139,6 +143,7 @@ def test_the_views_can_be_looked_at_before_training(images, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["skipped.txt", "views.png"]
 
 
+@pytest.mark.long
 def test_the_effective_flags_are_a_flagfile_that_repeats_the_run(
     trained, tmp_path, capsys
 ):
@@ -189,6 +194,7 @@ def test_bad_input_gets_one_clear_line_before_training(
     assert "Epoch" not in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_a_refusal_is_one_line_on_stderr_and_status_1(tmp_path):
     result = script("train.py", f"--workdir={tmp_path}", "--dataset=cifar11")
     assert result.returncode == 1

@@ -31,6 +31,7 @@ def files(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
 
 
+@pytest.mark.long
 def test_a_second_time_it_draws_the_same_images_each_another(made, tmp_path):
     again = make(tmp_path / "again", "--processes=1", "--notfds")
     assert files(again) == files(made)

@@ -38,6 +38,7 @@ def count(model, shape):
 
 
 @pytest.mark.parametrize("crops", [1, 3])
+@pytest.mark.long
 def test_a_relation_is_two_arrays_and_its_gradient_two(crops):
     """Logits and probabilities of the teacher and of each crop; their difference, and
     that times the gradient of the loss; nothing for the metrics."""
@@ -53,6 +54,7 @@ def test_info_nce_needs_no_more():
     assert found == {"Mul": 1}
 
 
+@pytest.mark.long
 def test_the_queue_is_read_once_and_never_built_anew():
     found = count(make(crops=3), [QUEUE, DIM])
     assert found == {"ReadVariableOp": 1}

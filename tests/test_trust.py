@@ -157,6 +157,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.long
 def test_what_a_file_only_declares_takes_no_memory(good, tmp_path):
     """A layer of 100 million units, 1.9 GiB of weights."""
     large = repacked(good, tmp_path / "large.keras", with_units(b"100000000"))
@@ -166,6 +167,7 @@ def test_what_a_file_only_declares_takes_no_memory(good, tmp_path):
     assert name == "UsageError" and int(megabytes) < 100
 
 
+@pytest.mark.long
 def test_no_file_that_is_passed_on_holds_a_path(
     tmp_path, monkeypatch, random, light_backbone
 ):

@@ -80,6 +80,7 @@ def files_in(batch):
     return np.round(gray).astype(int)
 
 
+@pytest.mark.long
 def test_training_reads_the_next_readable_image_in_place_of_a_broken_one(
     images, following
 ):
@@ -109,6 +110,7 @@ def test_evaluation_keeps_its_rows_and_says_which_are_others(images, following, 
     np.testing.assert_array_equal(part.unreadable.indices(), [0, 2, 3])
 
 
+@pytest.mark.long
 def test_a_crop_has_the_label_of_the_image_that_was_read(images, following):
     order = pipeline.shuffled_indices(COUNT, BATCH, 1, 0, 6).as_numpy_iterator()
     crops = pipeline.labelled_crops(images, BATCH, 2, SIZE, seed=1)

@@ -125,6 +125,7 @@ def test_blur_weighs_pixels_by_a_gaussian(sigma, random):
         np.testing.assert_allclose(result, expected, atol=1e-4)
 
 
+@pytest.mark.long
 def test_views_compiled_with_the_step_are_the_same_but_for_the_draws(images):
     """XLA draws other numbers, so the parameters are fixed here."""
     pixels = scaled(images)
@@ -255,6 +256,7 @@ def test_outside_training_an_image_is_only_normalised(images):
 
 
 @pytest.mark.parametrize("make", [views.weak_view, views.strong_view])
+@pytest.mark.long
 def test_a_view_inside_tf_data_equals_the_view_on_the_device(make, images):
     view = make(24)
     dataset = tf.data.Dataset.from_tensors(images).map(
