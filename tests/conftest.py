@@ -22,6 +22,11 @@ tf.config.set_logical_device_configuration(
 )
 
 
+def pytest_collection_modifyitems(items):
+    """Puts the longest file first, so that no process waits for it in the end."""
+    items.sort(key=lambda item: item.path.name != "test_tutorials.py")
+
+
 @pytest.fixture
 def shared():
     """Path below the folder of data sets and golden files; skips without it."""

@@ -49,9 +49,9 @@ SMALL = {
     "reading": ["--images=8", "--steps=2", "--batch_size=4", "--rounds=1"],
     "views": ["--rounds=1", "--cores=1", "--small_batch=4", "--large_batch=2"],
 }
-# The others start TensorFlow several times over, or compile much. test_stand_in has
-# the stand-in for ImageNet.
-QUICK = ("knn", "reading")
+# The others start TensorFlow several times over, read much or compile much.
+# test_stand_in has the stand-in for ImageNet.
+QUICK = ("knn",)
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,7 @@ def metrics(folder):
     return row
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "kind, options",
     [
