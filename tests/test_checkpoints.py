@@ -69,7 +69,6 @@ class Burst(keras.callbacks.Callback):
             self.model.student.set_weights([np.full_like(w, np.nan) for w in weights])
 
 
-@pytest.mark.long
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     """At the due step and at the end; the checkpoint before them stays."""
     for every in (2, 4):
@@ -119,7 +118,6 @@ def undisturbed(tmp_path_factory, light_backbone):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.long
 def test_a_run_told_to_stop_saves_its_step_and_goes_on(tmp_path, undisturbed, number):
     """In the middle of an epoch, between two checkpoints."""
     taken = []
@@ -144,7 +142,6 @@ def test_a_run_told_to_stop_saves_its_step_and_goes_on(tmp_path, undisturbed, nu
         assert row["loss"]
 
 
-@pytest.mark.long
 def test_several_steps_an_execution_are_the_same_run(tmp_path, undisturbed):
     """Saved when the due step has passed, and the last at the end as ever."""
     run(tmp_path, steps_per_execution=5, checkpoint_every=7)
@@ -155,7 +152,6 @@ def test_several_steps_an_execution_are_the_same_run(tmp_path, undisturbed):
     assert steps == [15, 10]
 
 
-@pytest.mark.long
 def test_a_run_in_float16_counts_skipped_steps_and_resumes(tmp_path):
     """The loss scale starts so high that the first updates are skipped."""
     lines = []
@@ -197,7 +193,6 @@ class AtStep(keras.callbacks.Callback):
         self.action(int(self.model.step.numpy()))
 
 
-@pytest.mark.long
 def test_training_goes_on_while_a_checkpoint_is_written(
     tmp_path, undisturbed, monkeypatch
 ):
@@ -232,7 +227,6 @@ def test_training_goes_on_while_a_checkpoint_is_written(
             np.testing.assert_allclose(one[name], other[name], atol=1e-6, err_msg=name)
 
 
-@pytest.mark.long
 def test_a_run_that_stops_at_once_lets_the_thread_end(tmp_path):
     def stop(step):
         if step == 3:

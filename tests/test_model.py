@@ -60,7 +60,6 @@ def values(variables):
     return [variable.numpy() for variable in variables]
 
 
-@pytest.mark.long
 def test_fit_reports_what_there_is_to_watch(random):
     model = make()
     history = fit(model, batches(random, 3))
@@ -141,7 +140,6 @@ def test_step_follows_the_papers_algorithm(random):
     np.testing.assert_array_equal(model.queue.features[8:], queue[8:])
 
 
-@pytest.mark.long
 def test_the_optimizer_knows_the_student_only(random):
     model = make()
     student = {id(v) for v in model.student.trainable_variables}
@@ -151,7 +149,6 @@ def test_the_optimizer_knows_the_student_only(random):
     assert len(model.optimizer.variables) == 2 + len(student)
 
 
-@pytest.mark.long
 def test_no_gradient_reaches_the_teacher(random):
     model = make()
     model.momentum = 1.0  # the average stands still, so only a gradient could move it
@@ -161,7 +158,6 @@ def test_no_gradient_reaches_the_teacher(random):
         np.testing.assert_array_equal(variable.numpy(), old)
 
 
-@pytest.mark.long
 def test_queue_holds_the_latest_unit_embeddings_in_turn(random):
     model = make(queue_size=20)
     fit(model, batches(random, 3))  # 24 embeddings into 20 rows
@@ -170,7 +166,6 @@ def test_queue_holds_the_latest_unit_embeddings_in_turn(random):
     np.testing.assert_allclose(lengths, 1, atol=1e-5)
 
 
-@pytest.mark.long
 def test_a_step_can_be_repeated_exactly(random):
     dataset = batches(random, 3)
     histories = [fit(make(), dataset) for _ in range(2)]
@@ -178,7 +173,6 @@ def test_a_step_can_be_repeated_exactly(random):
     assert fit(make(seed=1), dataset) != histories[0]
 
 
-@pytest.mark.long
 def test_a_step_compiled_by_xla_learns_the_same(random):
     """Without views, since XLA draws other numbers from the same seed."""
     images = random.normal(size=[24, 8, 8, 3]).astype(np.float32)
@@ -215,7 +209,6 @@ def test_views_may_start_from_different_images(random):
     np.testing.assert_array_equal(pair[1], strong)
 
 
-@pytest.mark.long
 def test_info_nce_is_the_objective_of_the_first_steps_only(random):
     early, plain = make(objective=warm_up()), make()
     dataset = batches(random, 1)
@@ -261,7 +254,6 @@ def single_crops(teacher, crops, **options):
 
 
 @pytest.mark.parametrize("options", [{}, {"objective": warm_up()}])
-@pytest.mark.long
 def test_multi_crop_is_the_mean_of_single_crops(random, options):
     """In loss and in what is learned: the first step of SGD is linear in the loss."""
     model = make_crops([8, 6, 4], **options)
@@ -370,7 +362,6 @@ def test_any_function_of_the_similarities_is_a_method(random):
     np.testing.assert_allclose(logs["loss"], np.mean(1 - cosines), rtol=1e-4)
 
 
-@pytest.mark.long
 def test_a_model_of_all_parts_goes_on_after_loading(random, tmp_path):
     model = make_crops(
         [8, 6],
@@ -389,7 +380,6 @@ def test_a_model_of_all_parts_goes_on_after_loading(random, tmp_path):
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-@pytest.mark.long
 def test_half_precision_keeps_relations_and_queue_in_float32(policy, random):
     keras.mixed_precision.set_global_policy(policy)
     try:
@@ -404,7 +394,6 @@ def test_half_precision_keeps_relations_and_queue_in_float32(policy, random):
     np.testing.assert_allclose(lengths, 1, atol=1e-5)
 
 
-@pytest.mark.long
 def test_a_saved_model_goes_on_as_if_nothing_had_happened(random, tmp_path):
     dataset = batches(random, 3)
     model = make()
@@ -440,7 +429,6 @@ def test_impossible_settings_are_refused(options, message):
         make(**options)
 
 
-@pytest.mark.long
 def test_the_step_counts_every_step_also_those_that_loss_scaling_skips(random):
     keras.mixed_precision.set_global_policy("mixed_float16")
     try:
@@ -459,7 +447,6 @@ def test_the_step_counts_every_step_also_those_that_loss_scaling_skips(random):
         np.testing.assert_array_equal(old, new)
 
 
-@pytest.mark.long
 def test_the_learning_rate_follows_the_step_past_skipped_updates(random):
     schedule = keras.optimizers.schedules.PolynomialDecay(0.4, 4)  # 0.4, 0.3, 0.2, 0.1
     keras.mixed_precision.set_global_policy("mixed_float16")
