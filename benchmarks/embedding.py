@@ -7,7 +7,6 @@ all its cores together; on a machine with other work it is the steadier figure. 
 TensorFlow is not counted.
 """
 
-import contextlib
 import pathlib
 import tempfile
 import time
@@ -28,11 +27,8 @@ flags.DEFINE_string("results", "benchmarks/results.jsonl", "File to append to.")
 def main(argv):
     from benchmarks import record
 
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        if FLAGS.data_dir is None:
-            drawn = stack.enter_context(tempfile.TemporaryDirectory())
-            _draw(drawn, FLAGS.images, FLAGS.file_side)
-        count, parts = _parts(FLAGS.data_dir or drawn, folder)
+    with tempfile.TemporaryDirectory() as folder:
+        count, parts = _parts(FLAGS.data_dir or _drawn(folder), folder)
         print(f"{count:,} images    images/s  images/s of the processor")
         rows = {}
         for name, part in parts.items():
@@ -44,12 +40,15 @@ def main(argv):
     record.append("embedding", {**options, "images": count, **rows}, FLAGS.results)
 
 
-def _draw(folder, count, side):
+def _drawn(folder):
+    """Makes a folder of images in another; returns its path."""
     from benchmarks import record
 
-    file = record.jpeg(side)
-    for number in range(count):
-        pathlib.Path(folder, f"{number}.jpg").write_bytes(file)
+    images, file = pathlib.Path(folder, "images"), record.jpeg(FLAGS.file_side)
+    images.mkdir()
+    for number in range(FLAGS.images):
+        (images / f"{number}.jpg").write_bytes(file)
+    return str(images)
 
 
 def _parts(data_dir, folder):

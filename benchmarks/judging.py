@@ -9,7 +9,6 @@ when it needs them. Up to 65,536 rows kNN takes all at once, so start above.
 
 import os
 import tempfile
-import threading
 import time
 
 import numpy as np
@@ -29,23 +28,14 @@ flags.DEFINE_enum("protocol", "knn", ["knn", "probe"], "What --one measures.")
 flags.DEFINE_bool("one", False, "Measure --features rows in this process.")
 
 
-class Anonymous(threading.Thread):
+class Anonymous(record.Memory):
     """Watches the anonymous memory of this process, in megabytes."""
-
-    def __init__(self):
-        super().__init__(daemon=True)
-        self.least = self.most = self.now()
 
     @staticmethod
     def now():
         with open("/proc/self/status") as file:
             (line,) = (line for line in file if line.startswith("RssAnon"))
         return int(line.split()[1]) / 1024
-
-    def run(self):
-        while True:
-            self.most = max(self.most, self.now())
-            time.sleep(0.002)
 
 
 def write(path, rows, seed):

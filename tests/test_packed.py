@@ -12,6 +12,7 @@ import tensorflow as tf
 from options import parse
 from PIL import Image
 
+from benchmarks.record import Memory
 from ressl_keras import UsageError
 from ressl_keras.commands import pack as command
 from ressl_keras.data import packed, packing, pipeline
@@ -455,12 +456,7 @@ def test_the_bytes_of_an_image_are_freed_again(tmp_path):
         lambda index: tf.strings.length(images.encoded(index))
     )
 
-    def megabytes():
-        with open("/proc/self/status") as file:
-            (line,) = (line for line in file if line.startswith("RssAnon"))
-        return int(line.split()[1]) / 1024
-
     list(lengths)
-    before = megabytes()
+    before = Memory.now()
     read = sum(int(length) for length in lengths.repeat(20)) / 2**20
-    assert read > 300 and megabytes() - before < 0.2 * read
+    assert read > 300 and Memory.now() - before < 0.2 * read
