@@ -77,8 +77,10 @@ def export_encoder(
         model, step = _restored(folder, config, size)
         log(f"{network} of step {step}, from {folder.checkpoints}.")
         backbone, projector = getattr(model, network).layers[-2:]
-        described = _described(folder, config, step, network, with_projector)
-        described["normalized"] = normalize
+        described = {
+            **_described(folder, config, step, network, with_projector),
+            "normalized": normalize,
+        }
         target = RunFolder(output or workdir)
         target.prepare()
         _say_what_is_replaced(target, described, log)
