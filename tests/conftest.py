@@ -46,13 +46,14 @@ def golden(shared):
 
 @pytest.fixture(scope="module")
 def light_backbone():
-    """A network that is quick to trace in place of every named one of a run.
+    """A run's network and views are quick to trace: one convolution, and crops alone.
 
     The picture of the views is a stand-in, too; `--preview` draws the real one.
     """
     import tiny
     from PIL import Image
 
+    from ressl_keras.augmentation import layers
     from ressl_keras.run_folder import RunFolder
     from ressl_keras.training import build, pretrain
 
@@ -61,6 +62,7 @@ def light_backbone():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "build_backbone", tiny.build_backbone)
+        patch.setattr(layers, "photometric_operations", lambda _: [])
         patch.setattr(pretrain, "preview", preview)
         yield
 

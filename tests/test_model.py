@@ -28,7 +28,7 @@ def make(queue_size=20, synchronized=False, **options):
         queue_size=queue_size,
         **{
             "teacher_view": views.weak_view(8),
-            "student_view": views.strong_view(8),
+            "student_view": tiny.build_view(),
             "momentum": 0.9,
             **options,
         },
@@ -230,7 +230,7 @@ def make_crops(sizes, **options):
         tiny.build_backbone(input_shape=(None, None, 3)),
         build_projector(4, 16, 6),
         views.weak_view(8),
-        [views.strong_view(size, views.crop_scale(size, 8)) for size in sizes],
+        [tiny.build_view(size, views.crop_scale(size, 8)) for size in sizes],
         queue_size=20,
         **options,
     )
