@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from examples.networks import conv_mixer
 from ressl_keras import Config, UsageError, build_backbone, export_encoder, pretrain
 from ressl_keras.encoders.building import build_encoder
 from ressl_keras.encoders.encoder import load_encoder
-from ressl_keras.method import transformer
 from ressl_keras.method.networks import pooled
 from ressl_keras.run_folder import RunFolder
 from ressl_keras.training import backbones, build
@@ -198,15 +198,20 @@ def test_kerascv_still_imports_and_its_backbones_are_networks():
 
 
 @pytest.mark.parametrize(
-    "name, size, patch, dim", [("vit_tiny", 32, 4, 192), ("vit_tiny", 224, 16, 192)]
+    "name, size, patch, layers, dim",
+    [
+        ("vit_tiny", 32, 4, 12, 192),
+        ("vit_tiny", 224, 16, 12, 192),
+        ("vit_micro", 32, 4, 6, 64),
+    ],
 )
-def test_a_vision_transformer_has_the_size_of_its_kind(name, size, patch, dim):
+def test_a_vision_transformer_has_the_size_of_its_kind(name, size, patch, layers, dim):
     backbone = build_backbone(name, (size, size, 3))
     assert backbone.output_shape == (None, dim)
     attention, mlp = 4 * (dim * dim + dim), 8 * dim * dim + 5 * dim
-    layers = 12 * (attention + mlp + 4 * dim)
+    blocks = layers * (attention + mlp + 4 * dim)
     patches = (size // patch) ** 2 * dim + 3 * patch * patch * dim
-    assert backbone.count_params() == layers + patches + 2 * dim
+    assert backbone.count_params() == blocks + patches + 2 * dim
     with pytest.raises(UsageError, match="squares of one size"):
         build_backbone(name, (None, None, 3))
     with pytest.raises(UsageError, match="patches of 5 pixels do not fill"):
@@ -214,11 +219,8 @@ def test_a_vision_transformer_has_the_size_of_its_kind(name, size, patch, dim):
 
 
 @pytest.mark.long
-def test_a_vision_transformer_becomes_a_model_and_an_encoder(
-    tmp_path, random, monkeypatch
-):
-    monkeypatch.setattr(transformer, "_LAYERS", 2)  # tracing twelve takes a minute
-    config = Config(backbone="vit_tiny", optimizer="adamw", **SETTINGS)
+def test_a_vision_transformer_becomes_a_model_and_an_encoder(tmp_path, random):
+    config = Config(backbone="vit_micro", optimizer="adamw", **SETTINGS)
     model = build.build_model(config, build.Plan(16))
     pixels = random.integers(0, 256, [8, 16, 16, 3]).astype(np.uint8)
     model.fit(tf.data.Dataset.from_tensors(pixels), verbose=0)
@@ -236,7 +238,13 @@ def test_a_vision_transformer_becomes_a_model_and_an_encoder(
     plain = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True
     )
-    assert plain.stdout.strip() == "(1, 192)"
+    assert plain.stdout.strip() == "(1, 64)"
+
+
+def test_the_example_is_a_network_whose_maps_are_averaged():
+    network = conv_mixer((32, 32, 3))
+    assert network.output_shape == (None, 16, 16, 96)
+    assert pooled(network).output_shape == (None, 96)
 
 
 def test_tokens_know_their_place_and_patches_are_squares(random):

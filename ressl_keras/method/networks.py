@@ -70,8 +70,9 @@ def build_backbone(
     Args:
         name: one of `backbone_names()`: `resnet18_small` and its like have the stem
             for small images (3x3 convolution, no pooling); `resnet18` to `resnet101`
-            are KerasCV's; `vit_tiny` and `vit_small` are vision transformers; the
-            others are keras.applications networks without their preprocessing.
+            are KerasCV's; `vit_micro`, `vit_tiny` and `vit_small` are vision
+            transformers; the others are keras.applications networks without their
+            preprocessing.
         input_shape: (height, width, channels); height and width may be None where the
             network allows it.
         width: channels of the first stage, for the small ResNets only.

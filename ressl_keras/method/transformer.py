@@ -4,9 +4,13 @@ import keras
 
 from ressl_keras.errors import UsageError
 
-# Hidden dimension and heads (arXiv 2010.11929, 2012.12877).
-TRANSFORMERS = {"vit_tiny": (192, 3), "vit_small": (384, 6)}
-_LAYERS = 12
+# Layers, hidden dimension and heads (arXiv 2010.11929, 2012.12877). The micro one is
+# for CPUs: as many weights and operations as a resnet10_small of width 16.
+TRANSFORMERS = {
+    "vit_micro": (6, 64, 2),
+    "vit_tiny": (12, 192, 3),
+    "vit_small": (12, 384, 6),
+}
 
 
 def vision_transformer(name, input_shape, patch_size=None):
@@ -38,7 +42,7 @@ def vision_transformer(name, input_shape, patch_size=None):
             f"{name}: patches of {patch_size} pixels do not fill images of {height}; "
             "give another --patch_size."
         )
-    side, (dim, heads) = height // patch_size, TRANSFORMERS[name]
+    side, (layers, dim, heads) = height // patch_size, TRANSFORMERS[name]
     images = keras.Input(input_shape)
     x = keras.layers.Reshape([side, patch_size, side, patch_size * channels])(images)
     x = keras.layers.Permute([1, 3, 2, 4])(x)
@@ -51,7 +55,7 @@ def vision_transformer(name, input_shape, patch_size=None):
         bias_initializer=keras.initializers.TruncatedNormal(stddev=0.02),
         name="patch_embedding",
     )(x)
-    for index in range(_LAYERS):
+    for index in range(layers):
         x = _block(x, dim, heads, f"block{index + 1}")
     x = _normalized(x, "norm")
     return keras.Model(images, keras.layers.GlobalAveragePooling1D()(x), name=name)
