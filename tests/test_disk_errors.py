@@ -9,7 +9,8 @@ import tensorflow as tf
 from ressl_keras import UsageError
 from ressl_keras.config import Config
 from ressl_keras.errors import disk_error, naming_disk_errors
-from ressl_keras.run_folder import RunFolder, replacing
+from ressl_keras.files import replacing
+from ressl_keras.run_folder import RunFolder
 
 FULL = os.strerror(errno.ENOSPC)
 

@@ -23,7 +23,7 @@ from ressl_keras.data.datasets import Dataset, load_dataset
 from ressl_keras.data.images import ArrayImages
 from ressl_keras.evaluation import protocols, report, report_images
 from ressl_keras.evaluation.protocols import Predictions
-from ressl_keras.run_folder import write_json
+from ressl_keras.files import write_json
 from ressl_keras.training.preview import preview
 
 HOSTILE = '<img src=x onerror=alert(1)> & "é" $x_2$ \udcff'

@@ -8,7 +8,7 @@ import os
 
 import numpy as np
 
-from ressl_keras.run_folder import replacing
+from ressl_keras.files import replacing
 
 UNKNOWN, CHECKED = 0, 1
 # The key is a hash of the path below the folder; `size` is height and width, 0 where

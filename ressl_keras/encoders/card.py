@@ -3,7 +3,7 @@
 import os
 import textwrap
 
-from ressl_keras.run_folder import read_json, replacing
+from ressl_keras.files import read_json, writing
 
 # The first line of a card, by which one is told from another README.
 _TITLE = "# Image encoder"
@@ -32,8 +32,7 @@ def write_card(folder, log=print):
     if not described:
         return
     text = _text(described, read_json(folder.evaluation), _files(folder))
-    card = folder.card
-    with replacing(card) as temporary, open(temporary, "w", encoding="utf-8") as file:
+    with writing(folder.card) as file:
         file.write(text)
 
 

@@ -8,7 +8,8 @@ from ressl_keras.encoders.card import write_card
 from ressl_keras.encoders.encoder import describe, save_encoder
 from ressl_keras.encoders.serving import has_module, save_saved_model
 from ressl_keras.errors import UsageError
-from ressl_keras.run_folder import RunFolder, replacing
+from ressl_keras.files import replacing
+from ressl_keras.run_folder import RunFolder
 
 # Format: (ending, modules it needs, how to install them).
 FORMATS = {

@@ -13,7 +13,8 @@ from ressl_keras.data.decoding import DEFAULT, decode
 from ressl_keras.data.image_headers import pixel_count
 from ressl_keras.data.pipeline import center_crop
 from ressl_keras.errors import TEMPORARY, UsageError, naming_disk_errors
-from ressl_keras.run_folder import RunFolder, write_json
+from ressl_keras.files import write_json
+from ressl_keras.run_folder import RunFolder
 
 _SERVING_API = "pip install --no-deps tensorflow-serving-api"
 

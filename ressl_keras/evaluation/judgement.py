@@ -11,7 +11,8 @@ from ressl_keras.encoders.encoder import is_frozen, load_encoder
 from ressl_keras.evaluation import protocols, report
 from ressl_keras.evaluation.features import Resources
 from ressl_keras.evaluation_options import EvaluationOptions
-from ressl_keras.run_folder import RunFolder, read_json, unfinished, write_json
+from ressl_keras.files import read_json, write_json
+from ressl_keras.run_folder import RunFolder, unfinished
 
 
 def judge(

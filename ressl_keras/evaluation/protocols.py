@@ -29,7 +29,8 @@ from ressl_keras.evaluation import classifiers, knn, neighbours
 from ressl_keras.evaluation.features import ONE_DEVICE, Resources, readable_features
 from ressl_keras.evaluation.kept import KeptClassifier
 from ressl_keras.evaluation_options import PROBES, PROTOCOLS, EvaluationOptions
-from ressl_keras.run_folder import RunFolder, read_lines
+from ressl_keras.files import read_lines
+from ressl_keras.run_folder import RunFolder
 
 # Images that the picture of neighbours looks among at most.
 _MOST_NEIGHBOURS = 50_000

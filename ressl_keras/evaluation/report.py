@@ -14,7 +14,8 @@ from ressl_keras.evaluation import curves, page, report_images
 from ressl_keras.evaluation.machine import devices
 from ressl_keras.evaluation.page import clean, folded, inline
 from ressl_keras.evaluation.verdict import Numbers, verdict
-from ressl_keras.run_folder import RunFolder, read_json
+from ressl_keras.files import read_json
+from ressl_keras.run_folder import RunFolder
 
 _TEMPLATE = "report.html"
 
