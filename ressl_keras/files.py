@@ -5,6 +5,7 @@ import csv
 import errno
 import json
 import os
+import pathlib
 
 from ressl_keras.errors import TEMPORARY, naming_disk_errors
 
@@ -28,25 +29,27 @@ def replacing(path):
 
 
 def replace_on_disk(temporary, path):
-    """Renames a complete file, and returns once file and name are on the disk.
+    """Renames a complete file or folder; returns once it and its name are on the disk.
 
     A file that is renamed before its contents are on the disk can be empty after a
     power cut, and the one that it replaced is gone.
     """
+    for inside in pathlib.Path(temporary).rglob("*"):  # nothing in a file
+        _flush(inside)
     _flush(temporary)
     os.replace(temporary, path)
-    try:
-        _flush(os.path.dirname(path) or ".")
-    except OSError as error:
-        # Some network disks cannot flush a folder.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
-            raise
+    _flush(os.path.dirname(path) or ".")
 
 
 def _flush(path):
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # Some network disks cannot flush a folder.
+        unable = error.errno in (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
+        if not (unable and os.path.isdir(path)):
+            raise
     finally:
         os.close(descriptor)
 

@@ -305,6 +305,18 @@ def test_a_failed_export_leaves_nothing_behind(backbone, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_another_export_may_take_the_number(backbone, tmp_path, monkeypatch):
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "saved_model.pb").write_text("the other's")
+    nothing, listdir = iter([[]]), os.listdir  # as it was a moment before
+    monkeypatch.setattr(os, "listdir", lambda path: next(nothing, listdir(path)))
+    monkeypatch.setattr(tf.saved_model, "save", lambda *args, **kwargs: None)
+    made = serving.save_saved_model(build_encoder(backbone), SIZE, str(tmp_path), False)
+    assert made == str(tmp_path / "2")
+    assert (tmp_path / "2" / "assets.extra" / "encoder.json").exists()
+    assert (tmp_path / "1" / "saved_model.pb").read_text() == "the other's"
+
+
 @pytest.mark.long
 def test_a_saved_model_is_an_encoder_of_the_right_size(workdir, encoder, images):
     loaded = load_encoder(str(workdir / "export" / "1"))

@@ -1,5 +1,6 @@
 """A SavedModel of an encoder, for TensorFlow Serving."""
 
+import errno
 import importlib.util
 import os
 import shutil
@@ -13,7 +14,7 @@ from ressl_keras.data.decoding import DEFAULT, decode
 from ressl_keras.data.image_headers import pixel_count
 from ressl_keras.data.pipeline import center_crop
 from ressl_keras.errors import TEMPORARY, UsageError, naming_disk_errors
-from ressl_keras.files import write_json
+from ressl_keras.files import replace_on_disk, write_json
 from ressl_keras.run_folder import RunFolder
 
 _SERVING_API = "pip install --no-deps tensorflow-serving-api"
@@ -177,7 +178,8 @@ def save_saved_model(
                 channels=encoder.input_shape[-1],
             )
         os.chmod(temporary, 0o755)  # mkdtemp's are for their owner alone
-        return _rename_to_next_version(temporary, folder)
+        with naming_disk_errors(folder):
+            return _rename_to_next_version(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -192,10 +194,11 @@ def _rename_to_next_version(temporary, folder):
         versions = [int(name) for name in os.listdir(folder) if name.isdecimal()]
         path = os.path.join(folder, str(max(versions, default=0) + 1))
         try:
-            os.rename(temporary, path)
+            replace_on_disk(temporary, path)
             return path
-        except OSError:
-            if not os.path.isdir(path):  # else another export took the number
+        except OSError as error:
+            # Another export took the number.
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                 raise
 
 
