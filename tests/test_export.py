@@ -270,7 +270,9 @@ def test_embeddings_have_unit_length_in_every_format_on_request(
     plain = build_encoder(backbone)(images).numpy()
     expected = plain / np.linalg.norm(plain, axis=1, keepdims=True)
     encoder = build_encoder(backbone, any_size=True, normalize=True)
-    export.save_all(encoder, tmp_path, SIZE, {}, ["litert"], False, lambda line: None)
+    export.save_all(
+        encoder, tmp_path, SIZE, {}, ["litert"], lambda line: None, warmup=False
+    )
     served = tf.saved_model.load(str(tmp_path / "export" / "1")).signatures
     pixels = images.astype(np.float32)
     found = {

@@ -132,9 +132,7 @@ def save_saved_model(
     folder,
     warmup=None,
     description=None,
-    max_pixels=MAX_PIXELS,
-    decoder=DEFAULT,
-    class_names=None,
+    **serving,
 ):
     """Writes the next version of a SavedModel, for TF Serving to load as it is.
 
@@ -144,9 +142,7 @@ def save_saved_model(
         folder: folder of the versions; made if absent. Versions are never overwritten.
         warmup: whether to write warm-up requests; None does if it can.
         description: dict to put beside the model as `assets.extra/encoder.json`.
-        max_pixels: encoded images with more are refused, before they are decoded.
-        decoder: `Decoder` of encoded images.
-        class_names: list of strings where it is a classifier.
+        **serving: further arguments of `ServingModule`.
 
     Returns:
         Path of the version's folder.
@@ -162,7 +158,7 @@ def save_saved_model(
     # A server that watches the folder ignores names that are no numbers.
     temporary = tempfile.mkdtemp(prefix=TEMPORARY, dir=folder)
     try:
-        served = ServingModule(encoder, size, max_pixels, decoder, class_names)
+        served = ServingModule(encoder, size, **serving)
         with naming_disk_errors(folder):
             tf.saved_model.save(served, temporary, signatures=served.signatures)
         extra = os.path.join(temporary, "assets.extra")

@@ -98,10 +98,10 @@ def export_encoder(
             size,
             described,
             formats,
-            warmup,
             log,
-            max_pixels,
-            decoder_of(config),
+            warmup=warmup,
+            max_pixels=max_pixels,
+            decoder=decoder_of(config),
         )
 
 
@@ -200,10 +200,10 @@ def export_file(
         size,
         described,
         formats,
-        warmup,
         log,
-        max_pixels,
-        keras_file=keras_file,
+        keras_file,
+        warmup=warmup,
+        max_pixels=max_pixels,
         class_names=class_names,
     )
 
