@@ -12,7 +12,6 @@ from ressl_keras.augmentation.layers import View
 from ressl_keras.augmentation.statistics import statistics
 from ressl_keras.data.decoding import Decoder
 from ressl_keras.errors import UsageError
-from ressl_keras.method.accumulation import check_parts
 from ressl_keras.method.networks import (
     build_backbone,
     build_projector,
@@ -82,7 +81,7 @@ def make_plan(config, images, replicas=1):
             f"The batch of {batch_size} cannot be split over {replicas} replicas in "
             "equal parts."
         )
-    check_parts(batch_size // replicas, config.accumulate_steps)
+    config.check_parts(replicas)
     steps_per_epoch = count // batch_size
     return Plan(
         image_size=config.image_size or images.common_size,
