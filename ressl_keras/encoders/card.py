@@ -3,6 +3,8 @@
 import os
 import textwrap
 
+from ressl_keras.errors import printable
+from ressl_keras.evaluation_options import labels_used
 from ressl_keras.files import read_json, writing
 
 # The first line of a card, by which one is told from another README.
@@ -93,8 +95,7 @@ def _accuracy(described, results):
         if "top1" not in values:
             continue
         name = _PROTOCOLS.get(protocol, protocol)
-        if "label_fraction" in values:
-            name += f", {100 * values['label_fraction']:g} % of the labels"
+        name = ", ".join(filter(None, (name, printable(labels_used(values)))))
         untrained = values.get("untrained_top1")
         beside = "-" if untrained is None else f"{untrained:.2f}"
         rows.append(f"| {name} | {values['top1']:.2f} | {beside} |")

@@ -14,6 +14,7 @@ from ressl_keras.evaluation import curves, page, report_images
 from ressl_keras.evaluation.machine import devices
 from ressl_keras.evaluation.page import clean, folded, inline
 from ressl_keras.evaluation.verdict import Numbers, verdict
+from ressl_keras.evaluation_options import labels_used
 from ressl_keras.files import read_json
 from ressl_keras.run_folder import RunFolder
 
@@ -241,8 +242,7 @@ def rows_of(results):
         row = {key: f"{values[key]:.2f}" for key in values if "top" in key}
         if "untrained_top1" in values:
             row["gain"] = f"{values['top1'] - values['untrained_top1']:+.2f}"
-        if "label_fraction" in values:
-            name += f", {100 * values['label_fraction']:g} % of the labels"
+        name = clean(", ".join(filter(None, (name, labels_used(values)))))
         rows.append({"protocol": protocol, "name": name, **row})
     return rows
 
