@@ -125,9 +125,7 @@ def build_model(
         one_size = set(config.crops or ()) <= {plan.image_size}
         size = plan.image_size if one_size else None
         backbone, dim = _backbone(config, plan, size, network), config.embedding_dim
-        predictor = None
-        if config.predictor_dim:
-            predictor = build_projector(dim, config.predictor_dim, dim)
+        hidden = config.predictor_dim
         model = ReSSL(
             backbone,
             build_projector(backbone.output_shape[-1], config.hidden_dim, dim),
@@ -137,7 +135,7 @@ def build_model(
             momentum=_momentum(config, plan),
             objective=_objective(config, plan, objective),
             references=config.references,
-            predictor=predictor,
+            predictor=build_projector(dim, hidden, dim) if hidden else None,
             shuffle_teacher=config.batch_norm == "shuffled",
             seed=config.seed,
             accumulate_steps=config.accumulate_steps,

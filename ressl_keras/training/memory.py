@@ -36,7 +36,7 @@ def check_memory(config, image_size=None, free=None):
             "queue": "--queue_size, --embedding_dim",
             "relations": "--batch_size, --queue_size, or raise --accumulate_steps",
             "views": "--batch_size, --image_size, --crops",
-            "weights": "--width, --hidden_dim, --embedding_dim, --predictor_dim",
+            "weights": "--width, or the flags that end in _dim",
         }[largest]
         raise UsageError(
             f"The run needs {_gib(total)} GiB of memory or more, {_gib(free)} GiB are "
