@@ -44,7 +44,7 @@ from ressl_keras.training.callbacks import (
 )
 from ressl_keras.training.exporting import facts, keep_initial
 from ressl_keras.training.history import History
-from ressl_keras.training.initial import preprocessing_of, start_from
+from ressl_keras.training.initial import load_source, preprocessing_of, start_from
 from ressl_keras.training.memory import check_memory
 from ressl_keras.training.precision import choose_precision
 from ressl_keras.training.preview import preview
@@ -112,7 +112,7 @@ def pretrain(
     folder.prepare()
     chief = devices.is_chief(strategy)
     with folder.locked() if chief else contextlib.nullcontext():
-        config = _decided(folder.resumed(config) or config, strategy, log)
+        config = folder.resumed(config) or config
         run = _Run(dataset, config, folder, plan, (teacher_view, student_view), log)
         run.prepare(strategy, backbone, objective)
         step = run.first_step
@@ -141,7 +141,9 @@ class _Run:
     history: History | None = None
 
     def prepare(self, strategy, backbone=None, objective=None):
-        """Builds the model and restores it from the newest checkpoint."""
+        """Settles the settings, builds the model, restores the newest checkpoint."""
+        load = functools.cache(load_source)  # two look into it
+        self.config = _decided(self.config, strategy, self.log, load)
         config, folder, plan = self.config, self.folder, self.plan
         keras.utils.set_random_seed(config.seed)
         with strategy.scope():
@@ -161,7 +163,7 @@ class _Run:
         self.first_step = _restore(self.model, folder, strategy)
         if not self.first_step:
             if config.init:
-                start_from(self.model, config, self.log)
+                start_from(self.model, config, self.log, load)
             if devices.is_chief(strategy):
                 keep_initial(self.model.backbone, folder, plan.image_size)
 
@@ -356,7 +358,7 @@ def _as_read(config, dataset):
     return dataclasses.replace(config, **dataclasses.asdict(dataset.decoder))
 
 
-def _decided(config, strategy, log):
+def _decided(config, strategy, log, load):
     """The settings without `auto`, the same on all workers."""
     chosen = {}
     if config.precision == "auto":
@@ -364,7 +366,7 @@ def _decided(config, strategy, log):
         votes = devices.gather(strategy, int(bfloat16))
         chosen["precision"] = "mixed_bfloat16" if all(votes) else "float32"
     if config.init:
-        chosen["init_preprocessing"] = preprocessing_of(config)
+        chosen["init_preprocessing"] = preprocessing_of(config, load)
     return dataclasses.replace(config, **chosen)
 
 
