@@ -3,8 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import itertools
-import math
 import os
 from collections.abc import Callable, Sequence
 
@@ -23,7 +21,7 @@ from ressl_keras.errors import UsageError
 from ressl_keras.method.objectives import uses
 from ressl_keras.method.ressl import ReSSL
 from ressl_keras.run_folder import RunFolder
-from ressl_keras.training import checkpoints
+from ressl_keras.training import checkpoints, segments
 from ressl_keras.training.backbones import keep_network, own_network
 from ressl_keras.training.build import (
     Plan,
@@ -51,9 +49,6 @@ from ressl_keras.training.preview import preview
 from ressl_keras.training.progress import Progress, overview
 from ressl_keras.training.skipped import SkippedImages, SkippedList
 from ressl_keras.training.tensorboard import Dashboard, Profiler, StepScalars
-
-# Steps per call of the graph on a GPU unless another number is set.
-_STEPS_ON_GPU = 16
 
 
 def pretrain(
@@ -170,9 +165,9 @@ class _Run:
     def train(self, strategy, verbose, callbacks):
         """Trains from the first step to the last."""
         plan, config = self.plan, self.config
-        segments = _segments(self.first_step, plan.total_steps, plan.steps_per_epoch)
-        self.model.steps_per_execution = _steps_per_execution(
-            config.steps_per_execution, segments, plan.steps_per_epoch
+        parts = segments.split(self.first_step, plan.total_steps, plan.steps_per_epoch)
+        self.model.steps_per_execution = segments.steps_per_execution(
+            config.steps_per_execution, parts, plan.steps_per_epoch
         )
         self.log(overview(self.dataset, self.model, config, plan))
         for warning in warnings(config, plan, self.dataset.pretrain):
@@ -186,15 +181,15 @@ class _Run:
             callbacks = self.callbacks(strategy, timer, verbose, callbacks)
             try:
                 with self.history or contextlib.nullcontext():
-                    self.fit(segments, timer, callbacks, strategy)
+                    self.fit(parts, timer, callbacks, strategy)
             finally:
                 if self.saving:
                     self.saving.close()
 
-    def fit(self, segments, timer, callbacks, strategy):
+    def fit(self, parts, timer, callbacks, strategy):
         """Trains from segment to segment."""
         steps_per_epoch = self.plan.steps_per_epoch
-        for first, last in segments:
+        for first, last in parts:
             steps = min(steps_per_epoch, last - first)
             epoch = first // steps_per_epoch
             devices.fit(
@@ -389,34 +384,3 @@ def _restore(model, folder, strategy):
             "be one folder that all of them see."
         )
     return step
-
-
-def _segments(first, last, steps_per_epoch):
-    """Splits a range of steps into the rest of an epoch, whole epochs, and a part.
-
-    `fit` counts the same number of steps in each epoch of a call.
-    """
-    whole_first = min(-(-first // steps_per_epoch) * steps_per_epoch, last)
-    whole_last = max(last // steps_per_epoch * steps_per_epoch, whole_first)
-    borders = [first, whole_first, whole_last, last]
-    return [(a, b) for a, b in itertools.pairwise(borders) if a < b]
-
-
-def _steps_per_execution(wanted, segments, steps_per_epoch):
-    """Steps per call of the compiled graph, a divisor of every part of an epoch."""
-    parts = [min(steps_per_epoch, last - first) for first, last in segments]
-    common = math.gcd(*parts) or 1  # 0 if nothing is left to train
-    if not wanted:
-        most = _STEPS_ON_GPU if tf.config.list_physical_devices("GPU") else 1
-        return _largest_divisor(common, most)
-    if common % wanted:
-        unfit = next(part for part in parts if part % wanted)
-        raise UsageError(
-            f"steps_per_execution={wanted} does not divide the {unfit} steps of a part "
-            f"of this run; {_largest_divisor(common, wanted)} does."
-        )
-    return wanted
-
-
-def _largest_divisor(number, most):
-    return max(n for n in range(1, min(number, most) + 1) if number % n == 0)
