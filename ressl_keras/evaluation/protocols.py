@@ -25,7 +25,7 @@ from ressl_keras.data.images import (
 )
 from ressl_keras.encoders.encoder import clone_encoder, is_frozen
 from ressl_keras.errors import UsageError, closest, printable
-from ressl_keras.evaluation import classifiers, knn, neighbours
+from ressl_keras.evaluation import classifiers, knn, linear, neighbours
 from ressl_keras.evaluation.features import ONE_DEVICE, Resources, readable_features
 from ressl_keras.evaluation.kept import KeptClassifier
 from ressl_keras.evaluation_options import PROBES, PROTOCOLS, EvaluationOptions
@@ -347,7 +347,7 @@ class _Judge:
                 f"linear {self.which}",
                 self.keep,
             )
-        return classifiers.linear_probe(
+        return linear.linear_probe(
             found.train_features,
             found.train.labels,
             found.test_features,
