@@ -11,6 +11,11 @@ from ressl_keras.encoders.encoder import input_size
 from ressl_keras.evaluation import pictures
 
 
+def unit_rows(rows):
+    """Rows of length one; those of zeros stay zero."""
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
 def nearest(queries, bank, count, block=65536):
     """The nearest rows of a bank, by cosine similarity.
 
@@ -24,15 +29,11 @@ def nearest(queries, bank, count, block=65536):
         Tuple of their indices, integer array [queries, count], nearest first, and of
         their similarities, float array of the same shape.
     """
-
-    def unit(rows):
-        return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-
-    queries = unit(queries)
+    queries = unit_rows(queries)
     indices = np.zeros([len(queries), 0], np.int64)
     similarities = np.zeros([len(queries), 0], queries.dtype)
     for start in range(0, len(bank), block):
-        found = queries @ unit(bank[start : start + block]).T
+        found = queries @ unit_rows(bank[start : start + block]).T
         own = np.broadcast_to(np.arange(start, start + found.shape[1]), found.shape)
         # Of equally similar rows the earlier stay first.
         indices = np.concatenate([indices, own], axis=1)

@@ -167,8 +167,8 @@ def encoded(picture, kind="PNG", **options):
 
 def save(picture, path):
     """Writes a PNG file."""
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        file.write(encoded(picture))
+    with replacing(path) as temporary:
+        picture.save(temporary, "PNG")
 
 
 def views_grid(images, viewed, names, cell=128):

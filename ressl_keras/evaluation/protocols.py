@@ -208,10 +208,8 @@ def predict(encoder, dataset):
     Returns:
         A `Predictions`.
     """
-    found, sets = (
-        Predictions(dataset.train, dataset.test),
-        (dataset.train, dataset.test),
-    )
+    sets = dataset.train, dataset.test
+    found = Predictions(*sets)
     judge = _Judge(encoder, "trained", *sets, found, EvaluationOptions(), ONE_DEVICE)
     judge.accuracy("knn")
     return found

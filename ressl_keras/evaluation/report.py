@@ -13,7 +13,7 @@ from ressl_keras.errors import disk_error
 from ressl_keras.evaluation import curves, page, report_images
 from ressl_keras.evaluation.machine import devices
 from ressl_keras.evaluation.page import clean, folded, inline
-from ressl_keras.evaluation.verdict import Numbers, verdict
+from ressl_keras.evaluation.verdict import Numbers, start_of, verdict
 from ressl_keras.evaluation_options import labels_used
 from ressl_keras.files import read_json
 from ressl_keras.run_folder import RunFolder
@@ -139,11 +139,6 @@ def _numbers(sections, results, rows, config, history, dataset):
             known["teacher_entropy"] = curves.last_of(columns, "teacher_entropy")
             known["references"] = config.queue_size if queue else config.batch_size - 1
     return Numbers(**known)
-
-
-def start_of(config):
-    """What the encoder of a run was before its training, in a word."""
-    return "starting" if config and config.init else "untrained"
 
 
 def _compared(initial, config):

@@ -18,6 +18,7 @@ from ressl_keras.data.pipeline import InputTimer, files_of_steps, training_batch
 from ressl_keras.encoders.building import build_encoder
 from ressl_keras.encoders.export import save_all
 from ressl_keras.errors import UsageError
+from ressl_keras.evaluation.verdict import start_of
 from ressl_keras.method.objectives import uses
 from ressl_keras.method.ressl import ReSSL
 from ressl_keras.run_folder import RunFolder
@@ -319,11 +320,10 @@ class _Run:
     def _measure_start(self, monitor):
         """The kNN accuracy that later ones are compared with: a line and a row."""
         untrained = monitor.measure()
-        which = "starting" if self.config.init else "untrained"
         bank, queries = monitor.counts
         self.log(
-            f"kNN of the {which} encoder: {untrained:.2f} % of {queries:,} test "
-            f"images, among {bank:,} labelled ones"
+            f"kNN of the {start_of(self.config)} encoder: {untrained:.2f} % of "
+            f"{queries:,} test images, among {bank:,} labelled ones"
         )
         MetricsTable(self.folder).write(0, 0, {"knn_top1": untrained})
 
