@@ -14,6 +14,12 @@ _DAMAGES = (ValueError, KeyError, TypeError, RecursionError, csv.Error)
 _DAMAGES += (IsADirectoryError,)
 
 
+def cached(name):
+    """Path of a file in the user's cache, of what can be found out again."""
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return os.path.join(caches, "ressl_keras", name)
+
+
 @contextlib.contextmanager
 def replacing(path):
     """Yields a temporary path whose file replaces `path` at the end.
