@@ -44,7 +44,7 @@ def nearest(queries, bank, count, block=65536):
     return indices, similarities
 
 
-def picture(encoder, queries, bank, path, rows=12, columns=8, scale=None, verbose=0):
+def picture(encoder, queries, bank, path, rows=12, columns=8, scale=None):
     """Draws one row per query: the query at the left, then its nearest images.
 
     Where there are labels, the queries are spread over the classes, and the frame
@@ -59,14 +59,13 @@ def picture(encoder, queries, bank, path, rows=12, columns=8, scale=None, verbos
         columns: number of neighbours.
         scale: how many pixels of the picture a pixel of an image takes; None makes
             images of about 64.
-        verbose: 1 shows a progress bar, 0 nothing.
 
     Returns:
         Share of the neighbours drawn that have the query's class, in per cent, or None
         without labels.
     """
     asked = Subset(queries, query_indices(queries, rows))
-    embedded = encode(bank, encoder, verbose=verbose)
+    embedded = encode(bank, encoder, verbose=0)
     # One more, for the query itself.
     found, _ = nearest(encode(asked, encoder, verbose=0), embedded, columns + 1)
     if bank is queries:
