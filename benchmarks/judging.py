@@ -55,7 +55,7 @@ def write(path, rows, seed):
 
 def measure(folder):
     """Prints seconds, the anonymous megabytes at most, and how many at the start."""
-    from ressl_keras.evaluation import classifiers, knn
+    from ressl_keras.evaluation import knn, linear
 
     parts = []
     for seed, count in enumerate((FLAGS.features, FLAGS.queries)):
@@ -69,7 +69,7 @@ def measure(folder):
     else:
 
         def judge(*parts):
-            return classifiers.linear_probe(*parts, epochs=FLAGS.probe_epochs)
+            return linear.linear_probe(*parts, epochs=FLAGS.probe_epochs)
 
         judge(*map(np.array, small))
     memory = Anonymous()

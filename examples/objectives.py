@@ -1,11 +1,9 @@
 """Three objectives of one's own, as flags and from Python.
 
   ressl-train --recipe=quickstart --objective=examples.objectives:simclr
-  ressl-train --recipe=quickstart --objective=examples.objectives:byol \
-      --predictor_dim=512 --final_momentum=1
-  ressl-train --recipe=quickstart --objective=examples.objectives:vicreg
 
-They show the shape of an objective; none of them is tuned.
+They show the shape of an objective; none of them is tuned. docs/own_method.md has the
+flags of each: byol takes a predictor and a schedule of the momentum.
 """
 
 import keras

@@ -19,7 +19,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from ressl_keras.errors import UsageError, closest, disk_error
-from ressl_keras.run_folder import read_lines
+from ressl_keras.files import read_lines
 from ressl_keras.settings import settings_of
 
 # With oneDNN's kernels a ResNet step is 1.7 times as fast on CPUs where TensorFlow

@@ -393,11 +393,7 @@ class Config(ImageOptions):
                 "references=batch needs a batch_size of at least 2: an image is not a "
                 "reference of itself."
             )
-        if self.batch_size % self.accumulate_steps:
-            raise UsageError(
-                f"accumulate_steps={self.accumulate_steps} does not divide the batch "
-                f"of {self.batch_size} into equal parts."
-            )
+        self.check_parts()
         if self.accumulate_steps > 1 and self.batch_norm == "synchronized":
             raise UsageError(
                 "batch_norm=synchronized takes statistics of the global batch, "
@@ -407,6 +403,22 @@ class Config(ImageOptions):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default)
         self.view_augmentations()
+
+    def check_parts(self, replicas=1):
+        """Checks that `accumulate_steps` splits the batch of a replica.
+
+        Args:
+            replicas: number of replicas that share a batch.
+
+        Raises:
+            UsageError: if the parts would not be equal.
+        """
+        if self.batch_size // replicas % self.accumulate_steps:
+            shared = f" over {replicas} replicas" if replicas > 1 else ""
+            raise UsageError(
+                f"accumulate_steps={self.accumulate_steps} does not divide the batch "
+                f"of {self.batch_size}{shared} into equal parts."
+            )
 
     @property
     def named_teacher_view(self):

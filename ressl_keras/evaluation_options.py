@@ -119,3 +119,19 @@ class EvaluationOptions(Options):
                 "--save_classifier keeps one classifier: give --protocol with either "
                 "linear or finetune."
             )
+
+
+def labels_used(values):
+    """Which labels an evaluation learned from, in words; empty where from all.
+
+    Args:
+        values: what `evaluate` returns of a protocol, a dict.
+    """
+    if "label_list" in values:
+        return f"{values['labels']:,} labels of {values['label_list']}"
+    if "labels_per_class" in values:
+        count = values["labels_per_class"]
+        return f"{count:,} label{'s' if count > 1 else ''} of every class"
+    if "label_fraction" in values:
+        return f"{100 * values['label_fraction']:g} % of the labels"
+    return ""

@@ -1,4 +1,4 @@
-"""The files of a run: their names, how they are written, and reading them back."""
+"""The files of a run: their names, and reading those that several modules share."""
 
 import contextlib
 import csv
@@ -6,19 +6,22 @@ import dataclasses
 import errno
 import fcntl
 import hashlib
-import json
 import os
 import shutil
 import tempfile
 import zipfile
 import zlib
 
-from ressl_keras.errors import TEMPORARY, UsageError, naming_disk_errors
+from ressl_keras.errors import TEMPORARY, UsageError
+from ressl_keras.files import (
+    open_text,
+    read_json,
+    read_lines,
+    unless_damaged,
+    write_lines,
+    writing,
+)
 from ressl_keras.settings import settings_of
-
-# What reading a file raises that is not what was written.
-_DAMAGES = (ValueError, KeyError, TypeError, RecursionError, csv.Error)
-_DAMAGES += (IsADirectoryError,)
 
 
 class RunFolder:
@@ -261,7 +264,7 @@ class RunFolder:
 
         A damaged table is set aside.
         """
-        rows = _unless_damaged(self.metrics, _read_table)
+        rows = unless_damaged(self.metrics, _read_table)
         return [] if rows is None else rows
 
     def write_metrics(self, rows, first_columns=()):
@@ -272,7 +275,7 @@ class RunFolder:
             first_columns: names of the columns at the left.
         """
         names = {name: None for row in rows for name in row}
-        with replacing(self.metrics) as path, open(path, "w", newline="") as file:
+        with writing(self.metrics, newline="") as file:
             writer = csv.DictWriter(
                 file, dict.fromkeys([*first_columns, *names]), restval=""
             )
@@ -290,108 +293,9 @@ def unfinished(output):
     return f"{os.path.splitext(output)[0]}.unfinished"
 
 
-@contextlib.contextmanager
-def replacing(path):
-    """Yields a temporary path whose file replaces `path` at the end.
-
-    A reader never finds half a file, and a failure leaves the old one. The temporary
-    file is in the same folder and its name ends like that of `path`.
-    """
-    with naming_disk_errors(path), writing_beside(path) as temporary:
-        yield temporary
-        if os.path.isdir(path):
-            set_aside(path)
-        replace_on_disk(temporary, path)
-
-
-def replace_on_disk(temporary, path):
-    """Renames a complete file, and returns once file and name are on the disk.
-
-    A file that is renamed before its contents are on the disk can be empty after a
-    power cut, and the one that it replaced is gone.
-    """
-    _flush(temporary)
-    os.replace(temporary, path)
-    try:
-        _flush(os.path.dirname(path) or ".")
-    except OSError as error:
-        # Some network disks cannot flush a folder.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
-            raise
-
-
-def _flush(path):
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def writing_beside(path):
-    """Yields a temporary path in the same folder; what is left there is removed."""
-    folder, name = os.path.split(str(path))
-    temporary = os.path.join(folder, TEMPORARY + name)
-    try:
-        yield temporary
-    finally:
-        with contextlib.suppress(OSError):
-            os.remove(temporary)
-
-
-def write_lines(path, lines):
-    """Writes a text file; file names that are no UTF-8 keep their bytes."""
-    with (
-        replacing(path) as temporary,
-        open(temporary, "w", encoding="utf-8", errors="surrogateescape") as file,
-    ):
-        file.writelines(f"{line}\n" for line in lines)
-
-
-def read_lines(path):
-    """Lines of a text file; bytes that are no UTF-8 become replacement characters."""
-    with open(path, encoding="utf-8-sig", errors="replace") as file:
-        return file.read().splitlines()
-
-
-def write_json(path, value):
-    """Writes a JSON file."""
-    write_lines(path, [json.dumps(value, indent=2)])
-
-
-def read_json(path):
-    """The dict in a JSON file; empty without the file. A damaged one is set aside."""
-    found = _unless_damaged(path, _load_dict)
-    return {} if found is None else found
-
-
-def _unless_damaged(path, read):
-    """What `read` returns of a file; None without the file.
-
-    A file that it cannot make sense of is set aside, so that it stops no later start.
-    """
-    if not os.path.exists(path):
-        return None
-    try:
-        return read(path)
-    except _DAMAGES:
-        set_aside(path)
-        return None
-
-
-def set_aside(path):
-    """Renames what is damaged, so that it is out of the way and can be looked at."""
-    folder, name = os.path.split(path)
-    damaged = os.path.join(folder, f"damaged-{name}")
-    with contextlib.suppress(OSError):  # another process may have renamed it
-        os.replace(path, damaged)
-    print(f"{path} is damaged and set aside as {damaged}.", flush=True)
-
-
 def _is_sound(path, check):
     """Whether there is a file that a check accepts; a damaged one is set aside."""
-    return _unless_damaged(path, check) is not None
+    return unless_damaged(path, check) is not None
 
 
 def _checksum_line(lines):
@@ -400,20 +304,12 @@ def _checksum_line(lines):
 
 
 def _check_flags(path):
-    with open(path, encoding="utf-8", errors="surrogateescape") as file:
+    with open_text(path) as file:
         first, *lines = file.read().splitlines() or [""]
     # Up to 0.1.0 there was no checksum.
     if not first.startswith("-") and first != _checksum_line(lines):
         raise ValueError("not as it was written")
     return True
-
-
-def _load_dict(path):
-    with open(path, encoding="utf-8") as file:
-        value = json.load(file)
-    if not isinstance(value, dict):
-        raise ValueError("not a JSON object")
-    return value
 
 
 def _read_table(path):

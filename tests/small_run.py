@@ -24,7 +24,8 @@ from ressl_keras.data import shapes
 from ressl_keras.data.datasets import Dataset
 from ressl_keras.data.images import ArrayImages
 from ressl_keras.evaluation import pictures, report
-from ressl_keras.run_folder import RunFolder, write_json
+from ressl_keras.files import write_json
+from ressl_keras.run_folder import RunFolder
 from ressl_keras.training import build
 from ressl_keras.training import pretrain as module
 

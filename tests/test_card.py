@@ -39,10 +39,13 @@ def test_it_says_what_the_encoder_is_and_only_names_files_that_are_there(folder)
 
 def test_its_figures_are_those_of_the_evaluation(folder):
     figures = {"knn": {"top1": 61.5, "top5": 90.0, "untrained_top1": 33.25}}
+    figures["linear"] = {"top1": 70.0, "labels_per_class": 4}
     with open(folder.evaluation, "w") as file:
         json.dump(figures, file)
     write_card(folder)
-    assert "| nearest neighbours (weighted, 200) | 61.50 | 33.25 |" in card(folder)
+    text = card(folder)
+    assert "| nearest neighbours (weighted, 200) | 61.50 | 33.25 |" in text
+    assert "on frozen features, 4 labels of every class | 70.00 | - |" in text
 
 
 @pytest.mark.long

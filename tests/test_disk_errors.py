@@ -9,7 +9,8 @@ import tensorflow as tf
 from ressl_keras import UsageError
 from ressl_keras.config import Config
 from ressl_keras.errors import disk_error, naming_disk_errors
-from ressl_keras.run_folder import RunFolder, replacing
+from ressl_keras.files import replace_on_disk, replacing
+from ressl_keras.run_folder import RunFolder
 
 FULL = os.strerror(errno.ENOSPC)
 
@@ -53,9 +54,9 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["report.html"]
 
 
-def test_contents_are_on_the_disk_before_the_name_and_the_name_too(
-    tmp_path, monkeypatch
-):
+@pytest.fixture
+def flushed(monkeypatch):
+    """Names of what is flushed, and `renamed` in its place, a list that grows."""
     done, rename = [], os.replace
 
     def flush(descriptor):
@@ -67,9 +68,25 @@ def test_contents_are_on_the_disk_before_the_name_and_the_name_too(
 
     monkeypatch.setattr(os, "fsync", flush)
     monkeypatch.setattr(os, "replace", replace)
+    return done
+
+
+def test_contents_are_on_the_disk_before_the_name_and_the_name_too(flushed, tmp_path):
     with replacing(tmp_path / "a.txt") as temporary, open(temporary, "w") as file:
         file.write("new")
-    assert done == ["writing-a.txt", "renamed", tmp_path.name]
+    assert flushed == ["writing-a.txt", "renamed", tmp_path.name]
+
+
+def test_so_is_all_that_a_folder_holds(flushed, tmp_path):
+    inside = tmp_path / "writing-1" / "variables"
+    inside.mkdir(parents=True)
+    (inside / "data").write_text("new")
+    (tmp_path / "writing-1" / "saved_model.pb").write_text("new")
+    replace_on_disk(tmp_path / "writing-1", tmp_path / "1")
+    *before, renamed, name = flushed
+    assert sorted(before) == ["data", "saved_model.pb", "variables", "writing-1"]
+    assert (renamed, name) == ("renamed", tmp_path.name)
+    assert (tmp_path / "1" / "variables" / "data").read_text() == "new"
 
 
 def test_a_disk_that_cannot_flush_folders_will_do(tmp_path, monkeypatch):

@@ -178,7 +178,7 @@ def test_training_runs(words, random, monkeypatch, tmp_path):
     # All but the steps, which test_flagfiles takes.
     monkeypatch.setattr(pretrain._Run, "train", lambda *_: None)
     # Weights are neither at hand nor fetched; test_initial starts from some.
-    monkeypatch.setattr(pretrain, "preprocessing_of", lambda config: "own")
+    monkeypatch.setattr(pretrain, "preprocessing_of", lambda *_: "own")
     monkeypatch.setattr(pretrain, "start_from", lambda *_: None)
     train.run(options)
     made = "views.png" if options.preview else "encoder.keras"

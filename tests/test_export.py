@@ -270,7 +270,9 @@ def test_embeddings_have_unit_length_in_every_format_on_request(
     plain = build_encoder(backbone)(images).numpy()
     expected = plain / np.linalg.norm(plain, axis=1, keepdims=True)
     encoder = build_encoder(backbone, any_size=True, normalize=True)
-    export.save_all(encoder, tmp_path, SIZE, {}, ["litert"], False, lambda line: None)
+    export.save_all(
+        encoder, tmp_path, SIZE, {}, ["litert"], lambda line: None, warmup=False
+    )
     served = tf.saved_model.load(str(tmp_path / "export" / "1")).signatures
     pixels = images.astype(np.float32)
     found = {
@@ -303,6 +305,18 @@ def test_a_failed_export_leaves_nothing_behind(backbone, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         serving.save_saved_model(build_encoder(backbone), SIZE, str(tmp_path))
     assert not list(tmp_path.iterdir())
+
+
+def test_another_export_may_take_the_number(backbone, tmp_path, monkeypatch):
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "saved_model.pb").write_text("the other's")
+    nothing, listdir = iter([[]]), os.listdir  # as it was a moment before
+    monkeypatch.setattr(os, "listdir", lambda path: next(nothing, listdir(path)))
+    monkeypatch.setattr(tf.saved_model, "save", lambda *args, **kwargs: None)
+    made = serving.save_saved_model(build_encoder(backbone), SIZE, str(tmp_path), False)
+    assert made == str(tmp_path / "2")
+    assert (tmp_path / "2" / "assets.extra" / "encoder.json").exists()
+    assert (tmp_path / "1" / "saved_model.pb").read_text() == "the other's"
 
 
 @pytest.mark.long

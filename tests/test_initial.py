@@ -168,12 +168,21 @@ def test_every_layer_of_a_keras_network_is_taken_from_its_file(random, tmp_path)
 
 
 @pytest.mark.long
-def test_a_run_resumes_and_exports_without_its_source(pixels, random, tmp_path):
+def test_a_run_resumes_and_exports_without_its_source(
+    pixels, random, tmp_path, monkeypatch
+):
+    """It loads it once, to see what it expects and to take its weights."""
     pixels = np.concatenate([pixels] * 4)
-    source(random).save(tmp_path / "source.keras")
+    source(random).save(tmp_path / "bare.keras")
+    model, _ = started(tmp_path / "bare.keras", init_preprocessing="tf")
+    build_encoder(model.backbone).save(tmp_path / "source.keras")
+    loaded, load = [], initial.load_model_file
+    monkeypatch.setattr(
+        initial, "load_model_file", lambda path: loaded.append(path) or load(path)
+    )
     tiny.build_backbone().save(tmp_path / "net.keras")
     options = dict(
-        SETTINGS, init=str(tmp_path / "source.keras"), init_preprocessing="tf",
+        SETTINGS, init=str(tmp_path / "source.keras"),
         backbone=str(tmp_path / "net.keras"), epochs=5, learning_rate=0.0,
     )  # fmt: skip
 
@@ -196,3 +205,5 @@ def test_a_run_resumes_and_exports_without_its_source(pixels, random, tmp_path):
     )
     np.testing.assert_allclose(exported(pixels), second(pixels), rtol=1e-4)
     assert first.shape == (16, 4)
+    assert loaded == [str(tmp_path / "source.keras")]
+    assert "--init_preprocessing=tf\n" in (tmp_path / "run" / "flags.txt").read_text()

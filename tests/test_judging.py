@@ -14,7 +14,14 @@ from test_distribution import start
 
 from ressl_keras import UsageError
 from ressl_keras.data.images import Subset
-from ressl_keras.evaluation import classifiers, features, keeping, knn, neighbours
+from ressl_keras.evaluation import (
+    classifiers,
+    features,
+    keeping,
+    knn,
+    linear,
+    neighbours,
+)
 from ressl_keras.evaluation.features import Resources, extract, readable_features
 
 PROGRAM = pathlib.Path(__file__).parent / "judges.py"
@@ -241,7 +248,7 @@ def test_features_in_a_file_are_judged_as_those_in_memory(clouds):
     assert isinstance(mapped[0], np.memmap)
     votes = [knn.knn_votes(*each[:3], bank_block=300) for each in clouds]
     np.testing.assert_array_equal(*votes)
-    probes = [classifiers.linear_probe(*each, epochs=20) for each in clouds]
+    probes = [linear.linear_probe(*each, epochs=20) for each in clouds]
     assert probes[0] == probes[1] and probes[0]["top1"] > 50
     found = [neighbours.nearest(each[2], each[0], 7, block=300) for each in clouds]
     np.testing.assert_array_equal(*(each[0] for each in found))
@@ -266,7 +273,7 @@ def test_blocks_change_neither_votes_nor_neighbours(clouds, block):
 def test_moments_in_blocks_are_those_of_all_rows():
     random = np.random.default_rng(0)
     rows = random.normal(50, [1, 2, 3], [150_000, 3]).astype(np.float32)
-    mean, std = classifiers.moments(rows)
+    mean, std = linear.moments(rows)
     np.testing.assert_allclose(mean, rows.mean(0, dtype=float), rtol=1e-6)
     np.testing.assert_allclose(std, rows.std(0, dtype=float) + 1e-6, rtol=1e-6)
 

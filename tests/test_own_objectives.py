@@ -211,7 +211,7 @@ def test_a_run_with_an_objective_resumes_and_says_so(random, tmp_path, monkeypat
     pixels = random.integers(0, 256, [16, 8, 8, 3]).astype(np.uint8)
     options = dict(
         batch_size=8, queue_size=8, hidden_dim=8, embedding_dim=4, knn_every=0,
-        objective="examples.objectives:byol", predictor_dim=4, final_momentum=1.0,
+        objective="examples.objectives:byol", final_momentum=1.0,
     )  # fmt: skip
     monkeypatch.setattr(build, "build_backbone", tiny.build_backbone)
     for steps in (2, 4):

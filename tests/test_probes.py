@@ -11,7 +11,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from ressl_keras.data import shapes
 from ressl_keras.data.datasets import load_dataset
 from ressl_keras.data.images import ArrayImages
-from ressl_keras.evaluation import classifiers, knn
+from ressl_keras.evaluation import classifiers, knn, linear
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +48,13 @@ def test_linear_probe_matches_scikit_learn(features):
     classifier = LogisticRegression(max_iter=1000)
     classifier.fit((train - mean) / std, train_labels)
     expected = 100 * classifier.score((test - mean) / std, test_labels)
-    assert abs(classifiers.linear_probe(*features)["top1"] - expected) <= 0.5
+    assert abs(linear.linear_probe(*features)["top1"] - expected) <= 0.5
 
 
 @pytest.mark.long
 def test_linear_probe_repeats_exactly(features):
     small = [part[:500] for part in features]
-    assert classifiers.linear_probe(*small) == classifiers.linear_probe(*small)
+    assert linear.linear_probe(*small) == linear.linear_probe(*small)
 
 
 def test_the_probe_on_crops_and_flips_learns_what_the_features_tell():
@@ -103,7 +103,7 @@ def test_the_probe_is_done_with_50000_features_in_thirty_seconds(shared):
 
     train, test = features(cifar.train), features(cifar.test)
     start = time.monotonic()
-    ours = classifiers.linear_probe(train, cifar.train.labels, test, cifar.test.labels)
+    ours = linear.linear_probe(train, cifar.train.labels, test, cifar.test.labels)
     seconds = time.monotonic() - start
     mean, std = train.mean(0), train.std(0)
     classifier = LogisticRegression(max_iter=1000)

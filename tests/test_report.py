@@ -21,9 +21,9 @@ from ressl_keras.config import Config
 from ressl_keras.data import packing, shapes
 from ressl_keras.data.datasets import Dataset, load_dataset
 from ressl_keras.data.images import ArrayImages
-from ressl_keras.evaluation import protocols, report, report_images
+from ressl_keras.evaluation import judgement, protocols, report, report_images
 from ressl_keras.evaluation.protocols import Predictions
-from ressl_keras.run_folder import write_json
+from ressl_keras.files import write_json
 from ressl_keras.training.preview import preview
 
 HOSTILE = '<img src=x onerror=alert(1)> & "é" $x_2$ \udcff'
@@ -199,6 +199,34 @@ def test_the_figures_are_those_of_the_evaluation(labelled):
         assert [float(row[i]) for i in (1, 2, 4, 5)] == [values[n] for n in names]
         gain = values["top1"] - values["untrained_top1"]
         assert float(row[3]) == pytest.approx(gain, abs=0.006)
+
+
+@pytest.mark.parametrize(
+    "facts, words",
+    [
+        ({}, ""),
+        ({"label_fraction": 0.01}, ", 1 % of the labels"),
+        ({"labels_per_class": 1200}, ", 1,200 labels of every class"),
+        ({"labels_per_class": 1}, ", 1 label of every class"),
+        ({"label_list": f"{HOSTILE}.txt", "labels": 3}, f", 3 labels of {SHOWN}.txt"),
+    ],
+)
+def test_the_labels_that_were_used_stand_beside_the_figures(facts, words, tmp_path):
+    results = {"linear": {"top1": 50.0, **facts}}
+    path = report.write(str(tmp_path / "report.html"), results=results)
+    assert Page(path).rows["results"][1][0] == f"linear classifier{words}"
+
+
+def test_classes_are_not_counted_again_with_other_labels(tmp_path, monkeypatch):
+    """A report that is drawn again would take all labels where few were used."""
+    monkeypatch.setattr(report_images, "look", lambda *_: {})  # the map takes seconds
+    dataset, encoder = small_dataset(), small_encoder()
+    encoder.save(tmp_path / "encoder.keras")
+    for facts in ({}, {"label_list": "few.txt", "labels": 9}, {"labels_per_class": 3}):
+        results = {"knn": {"top1": 50.0, **facts}}
+        write_json(str(tmp_path / "evaluation.json"), results)
+        path = judgement.report_again(str(tmp_path), None, dataset, log=list)
+        assert ("classes" in Page(path).sections) == (not facts)
 
 
 def test_the_classes_accuracies_are_counted_right(labelled):

@@ -13,7 +13,8 @@ from ressl_keras import UsageError
 from ressl_keras.commands import report, train
 from ressl_keras.commands.report import ReportOptions
 from ressl_keras.evaluation import comparison, protocols
-from ressl_keras.run_folder import RunFolder, write_json
+from ressl_keras.files import write_json
+from ressl_keras.run_folder import RunFolder
 
 TINY = ["--batch_size=8", "--queue_size=16", "--hidden_dim=8", "--embedding_dim=4"]
 TINY += ["--warmup_epochs=0", "--image_size=16", "--epochs=2", "--knn_every=1"]

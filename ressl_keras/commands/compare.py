@@ -16,7 +16,7 @@ import sys
 
 from ressl_keras import cli
 from ressl_keras.errors import UsageError
-from ressl_keras.run_folder import read_lines, write_lines
+from ressl_keras.files import read_lines, write_lines
 from ressl_keras.settings import Options, setting
 
 COMMAND_FILE = "finished.txt"

@@ -8,7 +8,7 @@ import os
 
 import numpy as np
 
-from ressl_keras.run_folder import replacing
+from ressl_keras.files import cached, replacing
 
 UNKNOWN, CHECKED = 0, 1
 # The key is a hash of the path below the folder; `size` is height and width, 0 where
@@ -35,8 +35,7 @@ class CheckMemory:
     def __init__(self, root, what=""):
         self.root = root
         place = os.fsencode(os.path.realpath(root)) + b"\0" + what.encode()
-        caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        self.path = os.path.join(caches, "ressl_keras", f"check-{_key(place):016x}.npy")
+        self.path = cached(f"check-{_key(place):016x}.npy")
 
     def entries(self, paths, known=True):
         """One entry for each path; its state says whether it is known.

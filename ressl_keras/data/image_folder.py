@@ -15,7 +15,6 @@ from ressl_keras.errors import UsageError, printable
 
 # Images whose headers say whether all have one size.
 _SAMPLE = 256
-_EXIF_ORIENTATION = 0x0112
 
 
 @dataclasses.dataclass
@@ -129,14 +128,14 @@ def _header_sizes(paths, decoder):
 
 
 def _header_size(path, decoder):
-    from PIL import Image
+    from PIL import ExifTags, Image
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it warns of large images
             with Image.open(path) as image:
                 width, height = image.size
-                turned = image.getexif().get(_EXIF_ORIENTATION, 1) >= 5
+                turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
     except Exception:  # a damaged header can raise anything
         return None
     return (width, height) if turned and decoder.exif_orientation else (height, width)

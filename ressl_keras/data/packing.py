@@ -1,7 +1,6 @@
 """Packing a data set's images into a few large files."""
 
 import io
-import json
 import os
 import tarfile
 import time
@@ -19,6 +18,7 @@ from ressl_keras.data.record_index import (
     read_index,
 )
 from ressl_keras.errors import TEMPORARY, UsageError, naming_disk_errors, printable
+from ressl_keras.files import replace_on_disk, write_json
 
 # Images that are read ahead of the writer.
 _AHEAD = 16
@@ -261,11 +261,6 @@ def _finish(output, facts):
     """Gives the shards their names, and last of all writes what they are."""
     for found in facts["sets"].values():
         for shard in found["shards"]:
-            os.replace(
-                os.path.join(output, TEMPORARY + shard), os.path.join(output, shard)
-            )
-    path = os.path.join(output, DESCRIPTION)
-    temporary = os.path.join(output, TEMPORARY + DESCRIPTION)
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(facts, file, indent=2)
-    os.replace(temporary, path)
+            temporary = os.path.join(output, TEMPORARY + shard)
+            replace_on_disk(temporary, os.path.join(output, shard))
+    write_json(os.path.join(output, DESCRIPTION), facts)

@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from ressl_keras.data.folders import SUFFIXES
 from ressl_keras.errors import TEMPORARY, UsageError, printable
+from ressl_keras.files import cached
 
 # Keys of the `tf.train.Example` of an image, as TensorFlow Datasets names them.
 IMAGE, LABEL = "image", "label"
@@ -104,13 +105,13 @@ def _identity(paths):
 
 def _places(folder, name):
     """Where an index may be, the first choice first."""
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     digest = hashlib.sha256(os.fsencode(os.path.abspath(folder))).hexdigest()[:16]
     beside = os.path.join(folder, f"ressl-index-{name}.npz")
-    cached = os.path.join(cache, "ressl_keras", f"{digest}-{name}.npz")
+    elsewhere = cached(f"{digest}-{name}.npz")
     # Root may write everywhere, but leaves alone what is not meant to be written.
     writable = os.stat(folder).st_mode & 0o222
-    return [beside, cached] if writable or os.path.exists(beside) else [cached]
+    there = writable or os.path.exists(beside)
+    return [beside, elsewhere] if there else [elsewhere]
 
 
 def _load(place, paths, identity):

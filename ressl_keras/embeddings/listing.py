@@ -14,7 +14,7 @@ from ressl_keras.encoders.encoder import encoder_hash
 from ressl_keras.errors import UsageError, printable
 from ressl_keras.evaluation import pictures
 from ressl_keras.evaluation.page import clean, folded, inline, load_template
-from ressl_keras.run_folder import replacing
+from ressl_keras.files import writing
 
 _SIDE = 160  # of a picture on a page, in pixels
 _COLUMNS = ("group", "file", "set", "label", "similarity", "of")
@@ -212,13 +212,10 @@ def as_text(found, most):
 
 def write_csv(path, found):
     """Writes all groups as a table, a row for each image."""
-    with replacing(path) as temporary:
-        # A file's name need not be UTF-8.
-        options = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
-        with open(temporary, "w", **options) as file:
-            writer = csv.DictWriter(file, _COLUMNS)
-            writer.writeheader()
-            writer.writerows(_rows(found))
+    with writing(path, newline="") as file:
+        writer = csv.DictWriter(file, _COLUMNS)
+        writer.writeheader()
+        writer.writerows(_rows(found))
 
 
 def write_page(path, found, most, command=None):
@@ -241,5 +238,5 @@ def write_page(path, found, most, command=None):
         left_out=len(found.groups) - len(groups),
         command=command and clean(folded(command)),
     )
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+    with writing(path) as file:
         file.write(page)

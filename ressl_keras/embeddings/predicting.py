@@ -7,7 +7,7 @@ import numpy as np
 from ressl_keras.embeddings.embedding import embed
 from ressl_keras.encoders.encoder import described_in, load_encoder
 from ressl_keras.errors import UsageError
-from ressl_keras.run_folder import replacing
+from ressl_keras.files import writing
 
 
 def load_classifier(path):
@@ -63,9 +63,7 @@ def write(path, rows, top=1):
     numbers = ["" if i == 1 else f"_{i}" for i in range(1, top + 1)]
     names = [f"{name}{i}" for i in numbers for name in ("class", "probability")]
     count = right = labelled = 0
-    # A file's name need not be UTF-8.
-    options = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
-    with replacing(path) as temporary, open(temporary, "w", **options) as file:
+    with writing(path, newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["file", "set", "label", *names])
         for name, which, label, likely in rows:

@@ -7,8 +7,6 @@ import numpy as np
 from ressl_keras.errors import UsageError
 from ressl_keras.evaluation.neighbours import nearest
 
-INDEXES = ("exact", "hnsw")
-
 
 def nearest_in(queries, bank, count, index="exact", block=1024):
     """The nearest rows of a bank, by cosine similarity.

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from ressl_keras.encoders.embed import write_npy
 from ressl_keras.errors import UsageError, printable
-from ressl_keras.run_folder import replacing
+from ressl_keras.files import replacing, writing
 
 # Under this key the file's metadata says what the embeddings are of.
 _FACTS = b"ressl_keras"
@@ -113,19 +113,17 @@ def write_arrays(path, tables, facts):
         Number of rows written.
     """
     names = f"{os.path.splitext(path)[0]}.csv"
-    options = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
-    with replacing(names) as listed, replacing(path) as temporary:
-        with open(listed, "w", **options) as file:
-            writer = csv.writer(file)
-            writer.writerow(["file", "set", "label"])
+    with writing(names, newline="") as file, replacing(path) as temporary:
+        writer = csv.writer(file)
+        writer.writerow(["file", "set", "label"])
 
-            def parts():
-                for table in tables:
-                    labels = [label or "" for label in table.labels]
-                    writer.writerows(zip(table.files, table.sets, labels))
-                    yield table.embeddings
+        def parts():
+            for table in tables:
+                labels = [label or "" for label in table.labels]
+                writer.writerows(zip(table.files, table.sets, labels))
+                yield table.embeddings
 
-            count = write_npy(temporary, parts())
+        count = write_npy(temporary, parts())
         if not count:
             raise UsageError("There are no images to embed.")
     return count

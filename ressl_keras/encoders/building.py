@@ -17,8 +17,6 @@ def build_encoder(
     projector=None,
     size=None,
     any_size=False,
-    mean=None,
-    std=None,
     normalize=False,
 ):
     """A backbone with its preprocessing in front, in float32.
@@ -31,8 +29,6 @@ def build_encoder(
         projector: `keras.Model` to put behind it, or None.
         size: side of the images in pixels; None takes the backbone's own.
         any_size: whether to leave height and width open, where the backbone allows.
-        mean: mean of each channel, on the scale 0-1; by default as in training.
-        std: standard deviation of each channel, likewise.
         normalize: whether to scale the features to unit length.
 
     Returns:
@@ -41,9 +37,7 @@ def build_encoder(
         weights with `backbone`.
     """
     body, channels = None, backbone.input_shape[-1]
-    mean, std = (
-        given or default for given, default in zip((mean, std), statistics(channels))
-    )
+    mean, std = statistics(channels)
 
     def preprocessed(images):
         x = keras.layers.Rescaling(1 / 255, dtype="float32")(images)

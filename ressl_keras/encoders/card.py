@@ -3,7 +3,9 @@
 import os
 import textwrap
 
-from ressl_keras.run_folder import read_json, replacing
+from ressl_keras.errors import printable
+from ressl_keras.evaluation_options import labels_used
+from ressl_keras.files import read_json, writing
 
 # The first line of a card, by which one is told from another README.
 _TITLE = "# Image encoder"
@@ -32,8 +34,7 @@ def write_card(folder, log=print):
     if not described:
         return
     text = _text(described, read_json(folder.evaluation), _files(folder))
-    card = folder.card
-    with replacing(card) as temporary, open(temporary, "w", encoding="utf-8") as file:
+    with writing(folder.card) as file:
         file.write(text)
 
 
@@ -94,8 +95,7 @@ def _accuracy(described, results):
         if "top1" not in values:
             continue
         name = _PROTOCOLS.get(protocol, protocol)
-        if "label_fraction" in values:
-            name += f", {100 * values['label_fraction']:g} % of the labels"
+        name = ", ".join(filter(None, (name, printable(labels_used(values)))))
         untrained = values.get("untrained_top1")
         beside = "-" if untrained is None else f"{untrained:.2f}"
         rows.append(f"| {name} | {values['top1']:.2f} | {beside} |")

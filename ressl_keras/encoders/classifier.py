@@ -2,7 +2,6 @@
 
 import keras
 
-from ressl_keras.config import MAX_PIXELS
 from ressl_keras.data.decoding import DEFAULT
 from ressl_keras.encoders.encoder import describe, write_encoder
 from ressl_keras.encoders.serving import save_saved_model
@@ -35,7 +34,6 @@ def save_classifier(
     size,
     description,
     decoder=DEFAULT,
-    max_pixels=MAX_PIXELS,
     log=print,
 ):
     """Writes `classifier.keras` and the next SavedModel in `classifier`.
@@ -50,7 +48,6 @@ def save_classifier(
         size: side in pixels that images are brought to.
         description: dict of facts.
         decoder: `Decoder` of the SavedModel's encoded images.
-        max_pixels: encoded images with more are refused by the SavedModel.
         log: called with a line of text.
     """
     facts = {**description, "input_size": [size, size], "class_names": class_names}
@@ -60,10 +57,8 @@ def save_classifier(
         classifier,
         size,
         folder.classifier_export,
-        None,
-        described,
-        max_pixels,
-        decoder,
-        class_names,
+        description=described,
+        decoder=decoder,
+        class_names=class_names,
     )
     log(f"The classifier is {folder.classifier}, and {served} for a server.")

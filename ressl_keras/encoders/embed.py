@@ -13,7 +13,7 @@ from ressl_keras import devices
 from ressl_keras.data.pipeline import evaluation_batches
 from ressl_keras.encoders.encoder import input_size
 from ressl_keras.errors import UsageError
-from ressl_keras.run_folder import replacing
+from ressl_keras.files import replacing
 
 
 def batches_of(images, size, batch_size=256):
@@ -211,8 +211,6 @@ def write_npy(path, parts):
             part.astype("<f4", copy=False).tofile(file)
         file.seek(0)
         header(file)
-        file.flush()
-        os.fsync(file.fileno())
     return count
 
 

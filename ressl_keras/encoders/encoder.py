@@ -15,7 +15,8 @@ from ressl_keras import __version__
 from ressl_keras.encoders import building
 from ressl_keras.encoders.archive import check_archive, import_libraries
 from ressl_keras.errors import UsageError
-from ressl_keras.run_folder import RunFolder, read_json, replacing, write_json
+from ressl_keras.files import read_json, replacing, write_json
+from ressl_keras.run_folder import RunFolder
 
 PREPROCESSINGS = ("none", "tf", "torch", "caffe")
 

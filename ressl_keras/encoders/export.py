@@ -2,13 +2,12 @@
 
 import keras
 
-from ressl_keras.config import MAX_PIXELS
-from ressl_keras.data.decoding import DEFAULT
 from ressl_keras.encoders.card import write_card
 from ressl_keras.encoders.encoder import describe, save_encoder
 from ressl_keras.encoders.serving import has_module, save_saved_model
 from ressl_keras.errors import UsageError
-from ressl_keras.run_folder import RunFolder, replacing
+from ressl_keras.files import replacing
+from ressl_keras.run_folder import RunFolder
 
 # Format: (ending, modules it needs, how to install them).
 FORMATS = {
@@ -65,12 +64,9 @@ def save_all(
     size,
     description,
     formats=(),
-    warmup=None,
     log=print,
-    max_pixels=MAX_PIXELS,
-    decoder=DEFAULT,
     keras_file=True,
-    class_names=None,
+    **serving,
 ):
     """Writes `encoder.keras`, `encoder.json`, the next SavedModel, other formats.
 
@@ -80,12 +76,9 @@ def save_all(
         size: side in pixels of the images that it was trained on.
         description: dict of facts about the encoder.
         formats: names out of `FORMATS`.
-        warmup: whether to write warm-up requests; None does if it can.
         log: called with a line of text.
-        max_pixels: encoded images with more are refused by the SavedModel.
-        decoder: `Decoder` of the SavedModel's encoded images.
         keras_file: whether to write the Keras file and its description, too.
-        class_names: list of strings where it is a classifier.
+        **serving: how the SavedModel is made: further arguments of `save_saved_model`.
 
     Returns:
         Path of the encoder's file.
@@ -98,16 +91,7 @@ def save_all(
     description = {**description, "input_size": [size, size]}
     described = describe(encoder, description)
     written = [
-        save_saved_model(
-            encoder,
-            size,
-            folder.export,
-            warmup,
-            described,
-            max_pixels,
-            decoder,
-            class_names,
-        )
+        save_saved_model(encoder, size, folder.export, description=described, **serving)
     ]
     if keras_file:
         written.insert(0, save_encoder(encoder, workdir, description))

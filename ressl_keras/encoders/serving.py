@@ -1,5 +1,6 @@
 """A SavedModel of an encoder, for TensorFlow Serving."""
 
+import errno
 import importlib.util
 import os
 import shutil
@@ -13,7 +14,8 @@ from ressl_keras.data.decoding import DEFAULT, decode
 from ressl_keras.data.image_headers import pixel_count
 from ressl_keras.data.pipeline import center_crop
 from ressl_keras.errors import TEMPORARY, UsageError, naming_disk_errors
-from ressl_keras.run_folder import RunFolder, write_json
+from ressl_keras.files import replace_on_disk, write_json
+from ressl_keras.run_folder import RunFolder
 
 _SERVING_API = "pip install --no-deps tensorflow-serving-api"
 
@@ -130,9 +132,7 @@ def save_saved_model(
     folder,
     warmup=None,
     description=None,
-    max_pixels=MAX_PIXELS,
-    decoder=DEFAULT,
-    class_names=None,
+    **serving,
 ):
     """Writes the next version of a SavedModel, for TF Serving to load as it is.
 
@@ -142,9 +142,7 @@ def save_saved_model(
         folder: folder of the versions; made if absent. Versions are never overwritten.
         warmup: whether to write warm-up requests; None does if it can.
         description: dict to put beside the model as `assets.extra/encoder.json`.
-        max_pixels: encoded images with more are refused, before they are decoded.
-        decoder: `Decoder` of encoded images.
-        class_names: list of strings where it is a classifier.
+        **serving: further arguments of `ServingModule`.
 
     Returns:
         Path of the version's folder.
@@ -160,7 +158,7 @@ def save_saved_model(
     # A server that watches the folder ignores names that are no numbers.
     temporary = tempfile.mkdtemp(prefix=TEMPORARY, dir=folder)
     try:
-        served = ServingModule(encoder, size, max_pixels, decoder, class_names)
+        served = ServingModule(encoder, size, **serving)
         with naming_disk_errors(folder):
             tf.saved_model.save(served, temporary, signatures=served.signatures)
         extra = os.path.join(temporary, "assets.extra")
@@ -176,7 +174,8 @@ def save_saved_model(
                 channels=encoder.input_shape[-1],
             )
         os.chmod(temporary, 0o755)  # mkdtemp's are for their owner alone
-        return _rename_to_next_version(temporary, folder)
+        with naming_disk_errors(folder):
+            return _rename_to_next_version(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -191,10 +190,11 @@ def _rename_to_next_version(temporary, folder):
         versions = [int(name) for name in os.listdir(folder) if name.isdecimal()]
         path = os.path.join(folder, str(max(versions, default=0) + 1))
         try:
-            os.rename(temporary, path)
+            replace_on_disk(temporary, path)
             return path
-        except OSError:
-            if not os.path.isdir(path):  # else another export took the number
+        except OSError as error:
+            # Another export took the number.
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                 raise
 
 

@@ -9,7 +9,8 @@ import urllib.parse
 from ressl_keras.config import Config
 from ressl_keras.evaluation import curves, figures, page
 from ressl_keras.evaluation.report import facts_of_time
-from ressl_keras.run_folder import RunFolder, read_json
+from ressl_keras.files import read_json
+from ressl_keras.run_folder import RunFolder
 
 _TEMPLATE = "comparison.html"
 # Settings that say where a run is and not what it does.

@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 from ressl_keras.evaluation import figures
-from ressl_keras.evaluation.verdict import MOST_WAITING
+from ressl_keras.evaluation.verdict import MOST_WAITING, start_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,8 +185,8 @@ def _about(panel, columns, config, history):
     step, start = columns["knn_top1"][0]
     if step:
         return None, note
-    name = "starting" if config and config.init else "untrained"
-    return start, f"{note} The dashed line is the {name} encoder, at step 0."
+    words = f"The dashed line is the {start_of(config)} encoder, at step 0."
+    return start, f"{note} {words}"
 
 
 def steps_per_epoch(rows, history):

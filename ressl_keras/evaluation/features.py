@@ -15,7 +15,7 @@ from ressl_keras.data.images import ArrayImages, Subset, spread_indices
 from ressl_keras.encoders.embed import embeddings, write_npy
 from ressl_keras.encoders.encoder import encoder_hash
 from ressl_keras.errors import UsageError
-from ressl_keras.run_folder import read_json, replacing, write_json
+from ressl_keras.files import read_json, replacing, write_json
 
 # Features of more bytes than this go into a file.
 LIMIT = 2**30
@@ -177,13 +177,9 @@ class _Parts:
         """Writes a block without the rows of images that could not be read."""
         gone = [index - block[0] for index in unreadable]
         features = np.delete(features, gone, axis=0) if gone else features
-        with (
-            replacing(self.path(block)) as temporary,
-            open(temporary, "wb") as file,
-        ):
-            np.savez(file, features=features, unreadable=np.array(unreadable, np.int64))
-            file.flush()
-            os.fsync(file.fileno())
+        unreadable = np.array(unreadable, np.int64)
+        with replacing(self.path(block)) as temporary:
+            np.savez(temporary, features=features, unreadable=unreadable)
 
     def join(self, path):
         """Writes one file of all blocks, and removes them."""

@@ -4,6 +4,7 @@ They are small, so that a phone shows a column of them and a wide screen several
 by side.
 """
 
+import html
 import io
 import re
 import warnings
@@ -63,19 +64,13 @@ def _drawn(draw, name, size, alt):
     svg = svg.replace(COLOURS[0], adapting(COLOURS[0]))
     # Names are of the page, and every figure begins with the same ones.
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
-    label = _escaped(alt)
+    label = html.escape(alt)
     return svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
 
 
 def adapting(colour):
     """A colour as CSS; the blue follows the page, being too dark on a dark one."""
     return f"var(--blue, {colour})" if colour == COLOURS[0] else colour
-
-
-def _escaped(text):
-    for character, entity in (("&", "&amp;"), ("<", "&lt;"), ('"', "&quot;")):
-        text = text.replace(character, entity)
-    return text
 
 
 def curves(

@@ -10,8 +10,9 @@ from ressl_keras.encoders.card import write_card
 from ressl_keras.encoders.encoder import is_frozen, load_encoder
 from ressl_keras.evaluation import protocols, report
 from ressl_keras.evaluation.features import Resources
-from ressl_keras.evaluation_options import EvaluationOptions
-from ressl_keras.run_folder import RunFolder, read_json, unfinished, write_json
+from ressl_keras.evaluation_options import EvaluationOptions, labels_used
+from ressl_keras.files import read_json, write_json
+from ressl_keras.run_folder import RunFolder, unfinished
 
 
 def judge(
@@ -151,8 +152,8 @@ def report_again(workdir, output, dataset=None, command=None, log=print):
     results, encoder, predictions = read_json(folder.evaluation), None, None
     if dataset is not None and folder.has_encoder():
         encoder = load_encoder(folder.encoder)
-        # Of a share of the labels the draw is not known any more.
-        known = "knn" in results and "label_fraction" not in results["knn"]
+        # Of some of the labels the choice is not known any more.
+        known = "knn" in results and not labels_used(results["knn"])
         if dataset.labelled and known:
             log("Extracting features.")
             predictions = protocols.predict(encoder, dataset)

@@ -6,7 +6,7 @@ import time
 import keras
 import numpy as np
 
-from ressl_keras.run_folder import replacing
+from ressl_keras.files import replacing
 
 SECONDS = 60  # between two saves, and between two lines of progress
 
@@ -71,13 +71,8 @@ class Keeper(keras.callbacks.Callback):
         if not self.resources.chief:
             return
         os.makedirs(self.resources.work, exist_ok=True)
-        with (
-            replacing(self._path) as temporary,
-            open(temporary, "wb") as file,
-        ):
-            np.savez(file, identity=self.identity, epoch=epoch, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
+        with replacing(self._path) as temporary:
+            np.savez(temporary, identity=self.identity, epoch=epoch, **arrays)
 
 
 def _variables(model):

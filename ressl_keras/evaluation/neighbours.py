@@ -11,6 +11,11 @@ from ressl_keras.encoders.encoder import input_size
 from ressl_keras.evaluation import pictures
 
 
+def unit_rows(rows):
+    """Rows of length one; those of zeros stay zero."""
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
 def nearest(queries, bank, count, block=65536):
     """The nearest rows of a bank, by cosine similarity.
 
@@ -24,15 +29,11 @@ def nearest(queries, bank, count, block=65536):
         Tuple of their indices, integer array [queries, count], nearest first, and of
         their similarities, float array of the same shape.
     """
-
-    def unit(rows):
-        return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-
-    queries = unit(queries)
+    queries = unit_rows(queries)
     indices = np.zeros([len(queries), 0], np.int64)
     similarities = np.zeros([len(queries), 0], queries.dtype)
     for start in range(0, len(bank), block):
-        found = queries @ unit(bank[start : start + block]).T
+        found = queries @ unit_rows(bank[start : start + block]).T
         own = np.broadcast_to(np.arange(start, start + found.shape[1]), found.shape)
         # Of equally similar rows the earlier stay first.
         indices = np.concatenate([indices, own], axis=1)
@@ -43,7 +44,7 @@ def nearest(queries, bank, count, block=65536):
     return indices, similarities
 
 
-def picture(encoder, queries, bank, path, rows=12, columns=8, scale=None, verbose=0):
+def picture(encoder, queries, bank, path, rows=12, columns=8, scale=None):
     """Draws one row per query: the query at the left, then its nearest images.
 
     Where there are labels, the queries are spread over the classes, and the frame
@@ -58,14 +59,13 @@ def picture(encoder, queries, bank, path, rows=12, columns=8, scale=None, verbos
         columns: number of neighbours.
         scale: how many pixels of the picture a pixel of an image takes; None makes
             images of about 64.
-        verbose: 1 shows a progress bar, 0 nothing.
 
     Returns:
         Share of the neighbours drawn that have the query's class, in per cent, or None
         without labels.
     """
     asked = Subset(queries, query_indices(queries, rows))
-    embedded = encode(bank, encoder, verbose=verbose)
+    embedded = encode(bank, encoder, verbose=0)
     # One more, for the query itself.
     found, _ = nearest(encode(asked, encoder, verbose=0), embedded, columns + 1)
     if bank is queries:

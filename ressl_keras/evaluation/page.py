@@ -11,7 +11,7 @@ import jinja2
 
 from ressl_keras.data.images import name_of
 from ressl_keras.evaluation import figures, pictures
-from ressl_keras.run_folder import replacing
+from ressl_keras.files import writing
 
 
 def write(path, template, sections):
@@ -31,7 +31,7 @@ def write(path, template, sections):
         script=script,
         script_hash=digest,
     )
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+    with writing(path) as file:
         file.write(page)
 
 

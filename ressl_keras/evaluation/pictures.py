@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ressl_keras.data.images import Subset, in_channels
 from ressl_keras.data.pipeline import evaluation_batches
-from ressl_keras.run_folder import replacing
+from ressl_keras.files import replacing
 
 # From the palette of Okabe and Ito, which people tell apart whatever colours they see.
 SAME, OTHER, PLAIN = (0, 158, 115), (213, 94, 0), (160, 160, 160)
@@ -167,8 +167,8 @@ def encoded(picture, kind="PNG", **options):
 
 def save(picture, path):
     """Writes a PNG file."""
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        file.write(encoded(picture))
+    with replacing(path) as temporary:
+        picture.save(temporary, "PNG")
 
 
 def views_grid(images, viewed, names, cell=128):

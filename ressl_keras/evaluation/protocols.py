@@ -25,11 +25,12 @@ from ressl_keras.data.images import (
 )
 from ressl_keras.encoders.encoder import clone_encoder, is_frozen
 from ressl_keras.errors import UsageError, closest, printable
-from ressl_keras.evaluation import classifiers, knn, neighbours
+from ressl_keras.evaluation import classifiers, knn, linear, neighbours
 from ressl_keras.evaluation.features import ONE_DEVICE, Resources, readable_features
 from ressl_keras.evaluation.kept import KeptClassifier
 from ressl_keras.evaluation_options import PROBES, PROTOCOLS, EvaluationOptions
-from ressl_keras.run_folder import RunFolder, read_lines
+from ressl_keras.files import read_lines
+from ressl_keras.run_folder import RunFolder
 
 # Images that the picture of neighbours looks among at most.
 _MOST_NEIGHBOURS = 50_000
@@ -207,10 +208,8 @@ def predict(encoder, dataset):
     Returns:
         A `Predictions`.
     """
-    found, sets = (
-        Predictions(dataset.train, dataset.test),
-        (dataset.train, dataset.test),
-    )
+    sets = dataset.train, dataset.test
+    found = Predictions(*sets)
     judge = _Judge(encoder, "trained", *sets, found, EvaluationOptions(), ONE_DEVICE)
     judge.accuracy("knn")
     return found
@@ -346,7 +345,7 @@ class _Judge:
                 f"linear {self.which}",
                 self.keep,
             )
-        return classifiers.linear_probe(
+        return linear.linear_probe(
             found.train_features,
             found.train.labels,
             found.test_features,

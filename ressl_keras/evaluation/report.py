@@ -13,8 +13,10 @@ from ressl_keras.errors import disk_error
 from ressl_keras.evaluation import curves, page, report_images
 from ressl_keras.evaluation.machine import devices
 from ressl_keras.evaluation.page import clean, folded, inline
-from ressl_keras.evaluation.verdict import Numbers, verdict
-from ressl_keras.run_folder import RunFolder, read_json
+from ressl_keras.evaluation.verdict import Numbers, start_of, verdict
+from ressl_keras.evaluation_options import labels_used
+from ressl_keras.files import read_json
+from ressl_keras.run_folder import RunFolder
 
 _TEMPLATE = "report.html"
 
@@ -139,11 +141,6 @@ def _numbers(sections, results, rows, config, history, dataset):
     return Numbers(**known)
 
 
-def start_of(config):
-    """What the encoder of a run was before its training, in a word."""
-    return "starting" if config and config.init else "untrained"
-
-
 def _compared(initial, config):
     """What the untrained figures are of, in words."""
     if not initial:
@@ -240,8 +237,7 @@ def rows_of(results):
         row = {key: f"{values[key]:.2f}" for key in values if "top" in key}
         if "untrained_top1" in values:
             row["gain"] = f"{values['top1'] - values['untrained_top1']:+.2f}"
-        if "label_fraction" in values:
-            name += f", {100 * values['label_fraction']:g} % of the labels"
+        name = clean(", ".join(filter(None, (name, labels_used(values)))))
         rows.append({"protocol": protocol, "name": name, **row})
     return rows
 

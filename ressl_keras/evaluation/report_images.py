@@ -80,18 +80,13 @@ def look(encoder, dataset, predictions=None):
 
 def _health(features):
     """Signs of collapse in the features, which need no labels."""
-    unit = _unit(features)
+    unit = neighbours.unit_rows(features)
     return {
         "count": len(unit),
         "rank": collapse.effective_rank(unit),
         "most_rank": min(unit.shape),
         "spread": collapse.relative_std(unit),
     }
-
-
-def _unit(features):
-    lengths = np.linalg.norm(features, axis=1, keepdims=True)
-    return features / np.maximum(lengths, 1e-12)
 
 
 def _neighbours(asked, bank, class_names):
@@ -199,7 +194,7 @@ def project(features, steps=500):
     Returns:
         float array [count, 2] in 0-1, the same for the same features.
     """
-    unit = _unit(features)
+    unit = neighbours.unit_rows(features)
     # scikit-learn divides by the variance, which collapsed features do not have. The
     # noise is far below any meaningful difference.
     unit = unit + np.random.default_rng(0).normal(0, 1e-6, unit.shape)

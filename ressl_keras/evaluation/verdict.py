@@ -17,6 +17,15 @@ _JUDGES = {
 }
 
 
+def start_of(config):
+    """What the encoder of a run was before its training, in a word.
+
+    Args:
+        config: `Config`, or None where there is none.
+    """
+    return "starting" if config and config.init else "untrained"
+
+
 @dataclasses.dataclass(frozen=True)
 class Numbers:
     """What is known of a run; what is not known is None.

@@ -6,8 +6,6 @@ activations together would not.
 
 import tensorflow as tf
 
-from ressl_keras.errors import UsageError
-
 
 def accumulate(function, batch, parts, variables):
     """Applies a function to a batch in equal parts; adds the gradients.
@@ -29,7 +27,8 @@ def accumulate(function, batch, parts, variables):
         embeddings [batch, dim].
 
     Raises:
-        UsageError: if the batch cannot be split into so many equal parts.
+        tf.errors.InvalidArgumentError: if the batch cannot be split into so many equal
+            parts.
     """
     if parts == 1:
         return function(*batch)
@@ -57,30 +56,9 @@ def _added(total, gradient):
     return total if gradient is None else total + tf.convert_to_tensor(gradient)
 
 
-def check_parts(batch_size, parts):
-    """Checks that a batch can be split.
-
-    Args:
-        batch_size: number of examples of a replica.
-        parts: number of parts.
-
-    Raises:
-        UsageError: if the parts would not be equal.
-    """
-    if batch_size % parts:
-        raise UsageError(
-            f"A replica's batch of {batch_size} cannot be split into {parts} equal "
-            "parts, as accumulate_steps asks for."
-        )
-
-
 def _split(tensor, parts):
     """A tensor [batch, ...] as [parts, batch / parts, ...]."""
-    batch, *rest = tensor.shape
-    if batch is not None:
-        check_parts(batch, parts)
-        return tf.reshape(tensor, [parts, batch // parts, *rest])
-    remainder = tf.shape(tensor)[0] % parts
+    remainder = (tensor.shape[0] or tf.shape(tensor)[0]) % parts
     message = f"A batch cannot be split into {parts} equal parts (accumulate_steps)."
     with tf.control_dependencies([tf.debugging.assert_equal(remainder, 0, message)]):
-        return tf.reshape(tensor, [parts, -1, *rest])
+        return tf.reshape(tensor, [parts, -1, *tensor.shape[1:]])

@@ -14,6 +14,8 @@ from ressl_keras.method.normalization import fuse_batch_norms
 from ressl_keras.method.optimizers import SGD  # noqa: F401, saved models refer to it
 from ressl_keras.method.queue import FeatureQueue
 
+# What a step logs: `_track` has the first four, `_logs` the last.
+_METRICS = ("loss", "teacher_entropy", "student_entropy", "agreement", "embedding_std")
 _NO_VALIDATION = (
     "ReSSL has no validation loss: the loss depends on the queue and says nothing "
     "about the encoder. Give fit the callback "
@@ -150,16 +152,7 @@ class ReSSL(keras.Model):
             aggregation="only_first_replica",
             name="step",
         )
-        self.trackers = [
-            keras.metrics.Mean(name=name)
-            for name in (
-                "loss",
-                "teacher_entropy",
-                "student_entropy",
-                "agreement",
-                "embedding_std",
-            )
-        ]
+        self.trackers = [keras.metrics.Mean(name=name) for name in _METRICS]
         self.built = True
 
     def _build_encoders(self):

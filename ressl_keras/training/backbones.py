@@ -6,8 +6,8 @@ import keras
 
 from ressl_keras.encoders.encoder import load_model_file
 from ressl_keras.errors import UsageError
+from ressl_keras.files import replacing
 from ressl_keras.method.networks import check_backbone, pooled
-from ressl_keras.run_folder import replacing
 from ressl_keras.training.own import imported
 
 

@@ -12,7 +12,6 @@ from ressl_keras.augmentation.layers import View
 from ressl_keras.augmentation.statistics import statistics
 from ressl_keras.data.decoding import Decoder
 from ressl_keras.errors import UsageError
-from ressl_keras.method.accumulation import check_parts
 from ressl_keras.method.networks import (
     build_backbone,
     build_projector,
@@ -82,7 +81,7 @@ def make_plan(config, images, replicas=1):
             f"The batch of {batch_size} cannot be split over {replicas} replicas in "
             "equal parts."
         )
-    check_parts(batch_size // replicas, config.accumulate_steps)
+    config.check_parts(replicas)
     steps_per_epoch = count // batch_size
     return Plan(
         image_size=config.image_size or images.common_size,
@@ -126,9 +125,7 @@ def build_model(
         one_size = set(config.crops or ()) <= {plan.image_size}
         size = plan.image_size if one_size else None
         backbone, dim = _backbone(config, plan, size, network), config.embedding_dim
-        predictor = None
-        if config.predictor_dim:
-            predictor = build_projector(dim, config.predictor_dim, dim)
+        hidden = config.predictor_dim
         model = ReSSL(
             backbone,
             build_projector(backbone.output_shape[-1], config.hidden_dim, dim),
@@ -138,7 +135,7 @@ def build_model(
             momentum=_momentum(config, plan),
             objective=_objective(config, plan, objective),
             references=config.references,
-            predictor=predictor,
+            predictor=build_projector(dim, hidden, dim) if hidden else None,
             shuffle_teacher=config.batch_norm == "shuffled",
             seed=config.seed,
             accumulate_steps=config.accumulate_steps,

@@ -19,8 +19,8 @@ import time
 import numpy as np
 
 from ressl_keras.errors import UsageError, naming_disk_errors
+from ressl_keras.files import replace_on_disk, set_aside, writing_beside
 from ressl_keras.keras_private import weights_in_memory
-from ressl_keras.run_folder import replace_on_disk, set_aside, writing_beside
 from ressl_keras.training.callbacks import StepCallback
 
 _NAME = re.compile(r"step-(\d{9})-([0-9a-f]{16})\.weights\.h5")

@@ -13,7 +13,8 @@ from ressl_keras.encoders.encoder import (
 )
 from ressl_keras.encoders.export import check_formats, save_all
 from ressl_keras.errors import UsageError
-from ressl_keras.run_folder import RunFolder, read_json
+from ressl_keras.files import read_json
+from ressl_keras.run_folder import RunFolder
 from ressl_keras.training import checkpoints
 from ressl_keras.training.backbones import own_network
 from ressl_keras.training.build import Plan, build_model, decoder_of
@@ -97,10 +98,10 @@ def export_encoder(
             size,
             described,
             formats,
-            warmup,
             log,
-            max_pixels,
-            decoder_of(config),
+            warmup=warmup,
+            max_pixels=max_pixels,
+            decoder=decoder_of(config),
         )
 
 
@@ -199,10 +200,10 @@ def export_file(
         size,
         described,
         formats,
-        warmup,
         log,
-        max_pixels,
-        keras_file=keras_file,
+        keras_file,
+        warmup=warmup,
+        max_pixels=max_pixels,
         class_names=class_names,
     )
 

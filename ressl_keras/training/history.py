@@ -5,7 +5,7 @@ import datetime
 import time
 
 from ressl_keras.evaluation.machine import devices
-from ressl_keras.run_folder import read_json, write_json
+from ressl_keras.files import read_json, write_json
 from ressl_keras.training.callbacks import StepCallback
 
 _EVERY = 60  # seconds between two writes within an epoch

@@ -17,11 +17,33 @@ _PREFIX = "scaled_for_"
 _CAFFE_MEAN = np.array([123.68, 116.779, 103.939])  # of red, green and blue
 
 
-def preprocessing_of(config):
+def load_source(init):
+    """The network of a source.
+
+    Args:
+        init: file, or folder of a run.
+
+    Returns:
+        A `keras.Model`.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    path = RunFolder(init).encoder if os.path.isdir(init) else init
+    if not os.path.isfile(path):
+        raise UsageError(
+            f"There are no weights at --init={init}: it is a run, a .keras file, or "
+            f"{IMAGENET}."
+        )
+    return load_model_file(path)
+
+
+def preprocessing_of(config, load=load_source):
     """What the source of the weights expects to be done to images.
 
     Args:
         config: `Config` with `init`.
+        load: called where the source must be looked into.
 
     Returns:
         `own`, `none`, `tf`, `torch` or `caffe`.
@@ -39,8 +61,7 @@ def preprocessing_of(config):
                 f"ResNet50 or MobileNetV2, not for {config.backbone}."
             )
         return mode
-    source = load_model_file(_path(config.init))
-    own = _own_mode(source) or mode
+    own = _own_mode(load(config.init)) or mode
     if own is None:
         raise UsageError(
             f"How {config.init} expects its images is not known; say it with "
@@ -71,13 +92,14 @@ def scaling(mode):
     return keras.layers.Rescaling(scale, offset, name=_PREFIX + mode)
 
 
-def start_from(model, config, log=print):
+def start_from(model, config, log=print, load=load_source):
     """Gives student and teacher the weights that `config.init` names.
 
     Args:
         model: `ReSSL`.
         config: `Config` with `init`, its preprocessing chosen.
         log: called with a line that says what was and what was not taken.
+        load: as in `preprocessing_of`.
 
     Raises:
         UsageError: if the source cannot be had or no layer of it fits.
@@ -85,7 +107,7 @@ def start_from(model, config, log=print):
     if config.init == IMAGENET:
         source = application_weights(config.backbone, model.backbone.input_shape[1:])
     else:
-        source = load_model_file(_path(config.init))
+        source = load(config.init)
     reorder = config.init_preprocessing == "caffe" and not _own_mode(source)
     found, wanted = list(_layers(source)), list(_layers(model.backbone))
     pairs, left = _matched(found, wanted)
@@ -106,17 +128,6 @@ def start_from(model, config, log=print):
         f"{len(pairs)} of {len(wanted)} layers of {config.backbone} start from "
         f"{config.init}" + (f"; not found there: {missing}." if left else ".")
     )
-
-
-def _path(source):
-    """File of a source: a file, or the encoder of a run."""
-    path = RunFolder(source).encoder if os.path.isdir(source) else source
-    if not os.path.isfile(path):
-        raise UsageError(
-            f"There are no weights at --init={source}: it is a run, a .keras file, or "
-            f"{IMAGENET}."
-        )
-    return path
 
 
 def _own_mode(source):

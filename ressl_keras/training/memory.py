@@ -11,7 +11,7 @@ _COPIES_OF_WEIGHTS = 4
 _COPIES_OF_RELATIONS = 4
 
 
-def check_memory(config, image_size=None, free=None):
+def check_memory(config, image_size=None):
     """Checks that the least that a run needs is there.
 
     It is a lower bound from the settings alone: a run that passes may still need more.
@@ -22,12 +22,11 @@ def check_memory(config, image_size=None, free=None):
         config: `Config`.
         image_size: side of the views in pixels; None where the settings leave it to
             the data set, which is not known yet.
-        free: bytes that are free; None asks the machine.
 
     Raises:
         UsageError: if it is not there, naming what takes most and the flags to lower.
     """
-    free = psutil.virtual_memory().available if free is None else free
+    free = psutil.virtual_memory().available
     needs = least_bytes(config, image_size)
     total = sum(needs.values())
     if total > free:
@@ -36,7 +35,7 @@ def check_memory(config, image_size=None, free=None):
             "queue": "--queue_size, --embedding_dim",
             "relations": "--batch_size, --queue_size, or raise --accumulate_steps",
             "views": "--batch_size, --image_size, --crops",
-            "weights": "--width, --hidden_dim, --embedding_dim, --predictor_dim",
+            "weights": "--width, or the flags that end in _dim",
         }[largest]
         raise UsageError(
             f"The run needs {_gib(total)} GiB of memory or more, {_gib(free)} GiB are "

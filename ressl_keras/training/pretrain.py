@@ -3,8 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import itertools
-import math
 import os
 from collections.abc import Callable, Sequence
 
@@ -20,10 +18,11 @@ from ressl_keras.data.pipeline import InputTimer, files_of_steps, training_batch
 from ressl_keras.encoders.building import build_encoder
 from ressl_keras.encoders.export import save_all
 from ressl_keras.errors import UsageError
+from ressl_keras.evaluation.verdict import start_of
 from ressl_keras.method.objectives import uses
 from ressl_keras.method.ressl import ReSSL
 from ressl_keras.run_folder import RunFolder
-from ressl_keras.training import checkpoints
+from ressl_keras.training import checkpoints, segments
 from ressl_keras.training.backbones import keep_network, own_network
 from ressl_keras.training.build import (
     Plan,
@@ -44,16 +43,13 @@ from ressl_keras.training.callbacks import (
 )
 from ressl_keras.training.exporting import facts, keep_initial
 from ressl_keras.training.history import History
-from ressl_keras.training.initial import preprocessing_of, start_from
+from ressl_keras.training.initial import load_source, preprocessing_of, start_from
 from ressl_keras.training.memory import check_memory
 from ressl_keras.training.precision import choose_precision
 from ressl_keras.training.preview import preview
 from ressl_keras.training.progress import Progress, overview
 from ressl_keras.training.skipped import SkippedImages, SkippedList
 from ressl_keras.training.tensorboard import Dashboard, Profiler, StepScalars
-
-# Steps per call of the graph on a GPU unless another number is set.
-_STEPS_ON_GPU = 16
 
 
 def pretrain(
@@ -112,7 +108,7 @@ def pretrain(
     folder.prepare()
     chief = devices.is_chief(strategy)
     with folder.locked() if chief else contextlib.nullcontext():
-        config = _decided(folder.resumed(config) or config, strategy, log)
+        config = folder.resumed(config) or config
         run = _Run(dataset, config, folder, plan, (teacher_view, student_view), log)
         run.prepare(strategy, backbone, objective)
         step = run.first_step
@@ -141,7 +137,9 @@ class _Run:
     history: History | None = None
 
     def prepare(self, strategy, backbone=None, objective=None):
-        """Builds the model and restores it from the newest checkpoint."""
+        """Settles the settings, builds the model, restores the newest checkpoint."""
+        load = functools.cache(load_source)  # two look into it
+        self.config = _decided(self.config, strategy, self.log, load)
         config, folder, plan = self.config, self.folder, self.plan
         keras.utils.set_random_seed(config.seed)
         with strategy.scope():
@@ -161,16 +159,16 @@ class _Run:
         self.first_step = _restore(self.model, folder, strategy)
         if not self.first_step:
             if config.init:
-                start_from(self.model, config, self.log)
+                start_from(self.model, config, self.log, load)
             if devices.is_chief(strategy):
                 keep_initial(self.model.backbone, folder, plan.image_size)
 
     def train(self, strategy, verbose, callbacks):
         """Trains from the first step to the last."""
         plan, config = self.plan, self.config
-        segments = _segments(self.first_step, plan.total_steps, plan.steps_per_epoch)
-        self.model.steps_per_execution = _steps_per_execution(
-            config.steps_per_execution, segments, plan.steps_per_epoch
+        parts = segments.split(self.first_step, plan.total_steps, plan.steps_per_epoch)
+        self.model.steps_per_execution = segments.steps_per_execution(
+            config.steps_per_execution, parts, plan.steps_per_epoch
         )
         self.log(overview(self.dataset, self.model, config, plan))
         for warning in warnings(config, plan, self.dataset.pretrain):
@@ -184,15 +182,15 @@ class _Run:
             callbacks = self.callbacks(strategy, timer, verbose, callbacks)
             try:
                 with self.history or contextlib.nullcontext():
-                    self.fit(segments, timer, callbacks, strategy)
+                    self.fit(parts, timer, callbacks, strategy)
             finally:
                 if self.saving:
                     self.saving.close()
 
-    def fit(self, segments, timer, callbacks, strategy):
+    def fit(self, parts, timer, callbacks, strategy):
         """Trains from segment to segment."""
         steps_per_epoch = self.plan.steps_per_epoch
-        for first, last in segments:
+        for first, last in parts:
             steps = min(steps_per_epoch, last - first)
             epoch = first // steps_per_epoch
             devices.fit(
@@ -322,11 +320,10 @@ class _Run:
     def _measure_start(self, monitor):
         """The kNN accuracy that later ones are compared with: a line and a row."""
         untrained = monitor.measure()
-        which = "starting" if self.config.init else "untrained"
         bank, queries = monitor.counts
         self.log(
-            f"kNN of the {which} encoder: {untrained:.2f} % of {queries:,} test "
-            f"images, among {bank:,} labelled ones"
+            f"kNN of the {start_of(self.config)} encoder: {untrained:.2f} % of "
+            f"{queries:,} test images, among {bank:,} labelled ones"
         )
         MetricsTable(self.folder).write(0, 0, {"knn_top1": untrained})
 
@@ -356,7 +353,7 @@ def _as_read(config, dataset):
     return dataclasses.replace(config, **dataclasses.asdict(dataset.decoder))
 
 
-def _decided(config, strategy, log):
+def _decided(config, strategy, log, load):
     """The settings without `auto`, the same on all workers."""
     chosen = {}
     if config.precision == "auto":
@@ -364,7 +361,7 @@ def _decided(config, strategy, log):
         votes = devices.gather(strategy, int(bfloat16))
         chosen["precision"] = "mixed_bfloat16" if all(votes) else "float32"
     if config.init:
-        chosen["init_preprocessing"] = preprocessing_of(config)
+        chosen["init_preprocessing"] = preprocessing_of(config, load)
     return dataclasses.replace(config, **chosen)
 
 
@@ -387,34 +384,3 @@ def _restore(model, folder, strategy):
             "be one folder that all of them see."
         )
     return step
-
-
-def _segments(first, last, steps_per_epoch):
-    """Splits a range of steps into the rest of an epoch, whole epochs, and a part.
-
-    `fit` counts the same number of steps in each epoch of a call.
-    """
-    whole_first = min(-(-first // steps_per_epoch) * steps_per_epoch, last)
-    whole_last = max(last // steps_per_epoch * steps_per_epoch, whole_first)
-    borders = [first, whole_first, whole_last, last]
-    return [(a, b) for a, b in itertools.pairwise(borders) if a < b]
-
-
-def _steps_per_execution(wanted, segments, steps_per_epoch):
-    """Steps per call of the compiled graph, a divisor of every part of an epoch."""
-    parts = [min(steps_per_epoch, last - first) for first, last in segments]
-    common = math.gcd(*parts) or 1  # 0 if nothing is left to train
-    if not wanted:
-        most = _STEPS_ON_GPU if tf.config.list_physical_devices("GPU") else 1
-        return _largest_divisor(common, most)
-    if common % wanted:
-        unfit = next(part for part in parts if part % wanted)
-        raise UsageError(
-            f"steps_per_execution={wanted} does not divide the {unfit} steps of a part "
-            f"of this run; {_largest_divisor(common, wanted)} does."
-        )
-    return wanted
-
-
-def _largest_divisor(number, most):
-    return max(n for n in range(1, min(number, most) + 1) if number % n == 0)

@@ -3,7 +3,7 @@
 import keras
 
 from ressl_keras.errors import UsageError, printable
-from ressl_keras.run_folder import write_lines
+from ressl_keras.files import open_text, write_lines
 
 
 def write_faults(path, faults):
@@ -22,9 +22,7 @@ def read_faults(path):
     A path with a line break in it is not found again.
     """
     try:
-        with open(
-            path, encoding="utf-8", errors="surrogateescape", newline="\n"
-        ) as file:
+        with open_text(path, newline="\n") as file:
             lines = [line.rstrip("\n").partition("\t") for line in file]
     except OSError:
         return {}

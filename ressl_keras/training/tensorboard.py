@@ -16,7 +16,7 @@ from ressl_keras.data.pipeline import evaluation_batches
 from ressl_keras.errors import naming_disk_errors
 from ressl_keras.evaluation import pictures
 from ressl_keras.evaluation.features import extract
-from ressl_keras.run_folder import replacing, write_lines
+from ressl_keras.files import replacing, write_lines
 from ressl_keras.training.callbacks import StepCallback, is_due
 
 _THUMBNAIL = 32  # side in pixels
