@@ -12,7 +12,7 @@ LUMA = (0.2989, 0.5870, 0.1140)
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 
-def _kernel(function):
+def kernel(function):
     """Compiles a function with XLA, so that its arithmetic is one pass over memory.
 
     Not the whole view at once: fusing several of these would repeat work, and matrix
@@ -24,7 +24,7 @@ def _kernel(function):
     )
 
 
-@_kernel
+@kernel
 def to_planes(pixels):
     """Converts channels-last images in 0-255 to planes in 0-1.
 
@@ -37,7 +37,7 @@ def to_planes(pixels):
     return tf.transpose(tf.cast(pixels, tf.float32) / 255, [0, 3, 1, 2])
 
 
-@_kernel
+@kernel
 def to_pixels(planes, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)):
     """Converts planes to normalised channels-last images.
 
@@ -54,7 +54,7 @@ def to_pixels(planes, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)):
     return tf.transpose((planes - mean) / std, [0, 2, 3, 1])
 
 
-@_kernel
+@kernel
 def normalize(pixels, mean, std):
     """Normalises channels-last images in 0-255 without any other operation."""
     return (tf.cast(pixels, tf.float32) / 255 - mean) / std
@@ -70,13 +70,13 @@ def _luma(images):
     return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
 
 
-@_kernel
+@kernel
 def blend(images, kind, factor):
     """Blends each image with black, its mean luma, or its luma, as its kind says."""
     return _blended(images, kind, factor, _luma(images))
 
 
-@_kernel
+@kernel
 def blend_gray(images, kind, factor):
     """The same for images [batch, 1, height, width], which are their own luma."""
     return _blended(images, kind, factor, images)
@@ -159,7 +159,7 @@ def adjust_hue(images, shift):
     return turn_hue(images, _per_image(shift, images))
 
 
-@_kernel
+@kernel
 def turn_hue(images, shift):
     # A hue is a position on a ring of six sides: red at 0, green at 2, blue at 4. The
     # chroma, largest less smallest channel, is the length of a side here, which saves
@@ -234,7 +234,7 @@ def _weighted(slices, weights):
     return total
 
 
-@_kernel
+@kernel
 def _weighted_rows(images, weights, radius):
     height = tf.shape(images)[2] - 2 * radius
     return _weighted(
@@ -242,7 +242,7 @@ def _weighted_rows(images, weights, radius):
     )
 
 
-@_kernel
+@kernel
 def _weighted_columns(images, weights, radius):
     width = tf.shape(images)[3] - 2 * radius
     return _weighted(
@@ -267,7 +267,7 @@ def _resampling_matrix(start, length, flip, source, target):
     return weights / tf.reduce_sum(weights, axis=-1, keepdims=True)
 
 
-@_kernel
+@kernel
 def _resampling_matrices(images, boxes, flip, height, width):
     """For the rows and the columns of each image."""
     top, left, box_height, box_width = tf.unstack(tf.cast(boxes, images.dtype), axis=-1)

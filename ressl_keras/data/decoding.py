@@ -234,11 +234,15 @@ def _resized(image, size, flip):
     channels = image.shape[-1]
     columns = _resize_columns(tf.reshape(image, [height, width * channels]), size)
     rows = tf.reshape(tf.transpose(columns), [width, channels * size])
-    rows = _resize_columns(rows, size)
-    rows = tf.cond(flip, lambda: tf.reverse(rows, [0]), lambda: rows)
-    # Transposing float32 is faster than transposing uint8.
-    pixels = tf.transpose(tf.reshape(rows, [size, channels, size]), [2, 0, 1])
-    return tf.cast(tf.round(pixels), tf.uint8)
+    rows = tf.reshape(_resize_columns(rows, size), [size, channels, size])
+    return tf.ensure_shape(_pixels(rows, flip), [size, size, channels])
+
+
+@image_ops.kernel
+def _pixels(rows, flip):
+    """Transposes [width, channels, height] to pixels [height, width, channels]."""
+    rows = tf.where(flip, rows[::-1], rows)
+    return tf.cast(tf.round(tf.transpose(rows, [2, 0, 1])), tf.uint8)
 
 
 def _resize_columns(image, size):

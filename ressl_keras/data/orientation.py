@@ -25,14 +25,15 @@ def read_orientation(encoded):
     def is_like(signature, at=0):
         return tf.strings.substr(start, at, len(signature)) == signature
 
-    return tf.case(
+    block = tf.case(
         [
             (is_like(b"\xff\xd8"), lambda: _find(encoded, 2, _jpeg_segment)),
             (is_like(b"\x89PNG"), lambda: _find(encoded, 8, _png_chunk)),
             (is_like(b"WEBP", 8), lambda: _find(encoded, 12, _webp_chunk)),
         ],
-        default=lambda: tf.constant(1),
+        default=lambda: tf.constant(-1),
     )
+    return tf.cond(block < 0, lambda: 1, lambda: _orientation(encoded, block))
 
 
 def swaps_sides(orientation):
@@ -79,7 +80,7 @@ def _mirrored(orientation):
 
 
 def _find(encoded, position, part):
-    """The orientation in the first part of a file that holds EXIF data.
+    """Where the EXIF data of a file begins, or -1 if none is found.
 
     Args:
         encoded: the file.
@@ -98,8 +99,7 @@ def _find(encoded, position, part):
         found = tf.where(holds, position + before, found)
         return tf.where(length > 0, position + length, end), found
 
-    _, block = tf.while_loop(more, look, (tf.constant(position), tf.constant(-1)))
-    return tf.cond(block < 0, lambda: 1, lambda: _orientation(encoded, block))
+    return tf.while_loop(more, look, (tf.constant(position), tf.constant(-1)))[1]
 
 
 def _jpeg_segment(head):
