@@ -2,12 +2,12 @@
 
 import os
 import pathlib
+import random as python_random
 
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -75,7 +75,12 @@ def own_caches(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def seeded():
-    keras.utils.set_random_seed(0)
+    """The same weights in every test: Keras draws their seeds from Python's generator.
+
+    `keras.utils.set_random_seed` would set TensorFlow's seed, too. That forgets every
+    compiled function, and to make them ready again took a second in many tests.
+    """
+    python_random.seed(0)
 
 
 @pytest.fixture

@@ -40,6 +40,7 @@ IMAGE_SIZES = {
     "cifar10_cpu_ressl": 32,
     "cifar10_cpu_moco_v2": 32,
     "cifar10_cpu_strong_teacher": 32,
+    "cifar10_cpu_vit": 32,
 }
 SEVERAL_SIZES = {"folder", "imagenet2012"}
 
