@@ -10,7 +10,7 @@ _TAG = 0x0112  # of the orientation among the entries of an EXIF block
 _MOST_ENTRIES = 64
 
 
-@tf.function(input_signature=[tf.TensorSpec([], tf.string)])  # traced only once
+@tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
 def read_orientation(encoded):
     """The orientation that an image's EXIF data states.
 

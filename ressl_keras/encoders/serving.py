@@ -47,21 +47,26 @@ class ServingModule(tf.Module):
         self._variables = [variable.value for variable in encoder.variables]
         images_shape, self._dim = encoder.input_shape, encoder.output_shape[-1]
 
-        def signature(shape, dtype, name):
-            return [tf.TensorSpec(shape, dtype, name)]
+        def signature(function, shape, dtype, name):
+            spec = [tf.TensorSpec(shape, dtype, name)]
+            return tf.function(function, input_signature=spec, autograph=False)
 
-        self.serving_default = tf.function(
-            lambda images: self._embed(images),
-            input_signature=signature(images_shape, tf.float32, "images"),
+        self.serving_default = signature(
+            lambda images: self._embed(images), images_shape, tf.float32, "images"
         )
-        # A signature has one dtype; a client of this one sends a quarter of the bytes.
-        self.serve_uint8 = tf.function(
-            lambda images: self._embed(tf.cast(images, tf.float32)),
-            input_signature=signature(images_shape, tf.uint8, "images"),
+        # The other two call the first, so that the encoder is traced and stored once. A
+        # signature has one dtype; a client of uint8 sends a quarter of the bytes.
+        self.serve_uint8 = signature(
+            lambda images: self.serving_default(tf.cast(images, tf.float32)),
+            images_shape,
+            tf.uint8,
+            "images",
         )
-        self.serve_bytes = tf.function(
-            lambda image_bytes: self._embed(self._read(image_bytes)),
-            input_signature=signature([None], tf.string, "image_bytes"),
+        self.serve_bytes = signature(
+            lambda image_bytes: self.serving_default(self._read(image_bytes)),
+            [None],
+            tf.string,
+            "image_bytes",
         )
 
     @property
