@@ -133,6 +133,7 @@ def test_a_step_in_parts_is_the_step(whole, parts):
 
 
 @pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.long
 def test_so_it_is_with_every_option(options):
     results = []
     for parts in (1, 4):
@@ -147,6 +148,7 @@ def test_so_it_is_with_several_crops():
     assert_same(one, other)
 
 
+@pytest.mark.long
 def test_so_it_is_on_two_devices(whole):
     alone, shared = dict(whole), trained(make(2, replicas=2))
     std = [results.pop("embedding_std") for results in (alone, shared)]
@@ -195,6 +197,7 @@ def test_so_it_is_with_several_steps_by_one_call(whole):
     assert_same(whole, trained(model))
 
 
+@pytest.mark.long
 def test_so_it_is_compiled_by_xla(whole):
     model = make(4)
     model.compile(SGD(0.5, l2=1e-2), jit_compile=True)

@@ -57,7 +57,9 @@ QUICK = ("knn",)
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+        pytest.param(
+            name, marks=pytest.mark.long if name in QUICK else pytest.mark.slow
+        )
         for name in SMALL
     ],
 )

@@ -109,7 +109,9 @@ def test_a_recipe_has_a_model(name, size, random, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     "name, size",
     [
-        pytest.param(*item, marks=() if item[0] in TRAINED else pytest.mark.slow)
+        pytest.param(
+            *item, marks=pytest.mark.long if item[0] in TRAINED else pytest.mark.slow
+        )
         for item in IMAGE_SIZES.items()
     ],
 )

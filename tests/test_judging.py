@@ -81,6 +81,7 @@ class Interruption(Exception):
 
 
 @pytest.mark.parametrize("name", ["linear", "finetune"])
+@pytest.mark.long
 def test_an_interrupted_training_goes_on_as_if_it_had_not_been(
     name, single, tmp_path, monkeypatch
 ):

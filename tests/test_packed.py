@@ -74,6 +74,7 @@ def expected(sets):
 
 
 @KINDS
+@pytest.mark.long
 def test_shards_train_as_the_folder_that_they_were_packed_from(kind, sets, expected):
     assert len(sets[kind].pretrain) == 30
     equal(batches(sets[kind].pretrain, 0, 7), expected)

@@ -456,6 +456,7 @@ def test_many_classes_are_cut_to_the_best_and_the_worst(random, tmp_path):
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, np.nan])
+@pytest.mark.long
 def test_an_encoder_that_has_collapsed_or_burst_has_a_report(value, tmp_path):
     encoder = small_encoder()
     encoder.layers[-1].set_weights([np.zeros([192, 12]), np.full([12], value)])

@@ -82,6 +82,7 @@ def rest(serve):
         server.shutdown()
 
 
+@pytest.mark.long
 def test_the_rest_client_gets_the_embeddings_of_image_files(
     rest, encoder, images, files
 ):

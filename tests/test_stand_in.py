@@ -10,6 +10,8 @@ import tensorflow_datasets as tfds
 from conftest import ROOT
 from PIL import Image
 
+pytestmark = pytest.mark.long
+
 
 def make(folder, *options):
     command = [sys.executable, "-m", "benchmarks.stand_in", f"--folder={folder}"]
@@ -31,7 +33,6 @@ def files(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
 
 
-@pytest.mark.long
 def test_a_second_time_it_draws_the_same_images_each_another(made, tmp_path):
     again = make(tmp_path / "again", "--processes=1", "--notfds")
     assert files(again) == files(made)
