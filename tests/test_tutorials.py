@@ -17,7 +17,11 @@ from conftest import ROOT
 NOTEBOOKS = sorted((ROOT / "docs" / "tutorials").glob("*.ipynb"))
 # What the parameters are here, and what an execution leaves.
 SHORT = {
-    "photos_to_search": {"IMAGES": 200, "EPOCHS": 1},
+    "photos_to_search": {
+        "IMAGES": 200,
+        "EPOCHS": 1,
+        "PRETRAINED": str(ROOT / "pretrained" / "cifar10_resnet10"),
+    },
     "few_labels_to_serving": {
         "IMAGES": 200,
         "EPOCHS": 1,
