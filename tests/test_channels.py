@@ -146,6 +146,7 @@ def test_a_run_keeps_its_channels_to_the_server(channels, random, tmp_path):
     assert crops.shape == (16, 8, 8, channels)
 
 
+@pytest.mark.long
 def test_a_folder_and_the_drawn_set_have_the_channels_asked_for(rgba, tmp_path):
     for i in range(4):
         rgba.rotate(90 * i).resize([16, 16]).save(tmp_path / f"{i}.png")

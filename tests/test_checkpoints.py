@@ -117,7 +117,9 @@ def undisturbed(tmp_path_factory, light_backbone):
     return folder
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)]
+)
 def test_a_run_told_to_stop_saves_its_step_and_goes_on(tmp_path, undisturbed, number):
     """In the middle of an epoch, between two checkpoints."""
     taken = []
