@@ -42,7 +42,6 @@ def run(tmp_path_factory):
     return folder, pixels, encoder, model
 
 
-@pytest.mark.long
 def test_views_and_similarities_are_in_the_events(run):
     folder, _, _, model = run
     events = EventAccumulator(str(folder / "train"), size_guidance={"tensors": 0})

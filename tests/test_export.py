@@ -403,7 +403,6 @@ def checkpoint(folder):
 
 @pytest.mark.parametrize("name", RUNS)
 @pytest.mark.parametrize("network", ["student", "teacher"])
-@pytest.mark.long
 def test_every_run_is_exported_with_the_weights_of_its_checkpoint(name, network, runs):
     path = export_encoder(str(runs[name]), network, log=lambda line: None)
     saved = checkpoint(runs[name])
