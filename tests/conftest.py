@@ -1,5 +1,6 @@
 """Fixtures and what must be set before TensorFlow starts."""
 
+import functools
 import os
 import pathlib
 import random as python_random
@@ -10,16 +11,22 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 ROOT = pathlib.Path(__file__).parents[1]
 SHARED = pathlib.Path(os.environ.get("RESSL_SHARED", ROOT.parent / "shared"))
 
-# Four devices, so that distribution can be tested on any machine.
-tf.config.set_logical_device_configuration(
-    tf.config.list_physical_devices("CPU")[0],
-    [tf.config.LogicalDeviceConfiguration()] * 4,
-)
+
+def pytest_configure(config):
+    """Makes four devices, so that distribution can be tested on any machine."""
+    runs_tests = hasattr(config, "workerinput") or not config.getoption("numprocesses")
+    if not runs_tests:  # it starts the processes that do, and they wait for it
+        return
+    import tensorflow as tf
+
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0],
+        [tf.config.LogicalDeviceConfiguration()] * 4,
+    )
 
 
 def pytest_collection_modifyitems(items):
@@ -71,6 +78,16 @@ def light_backbone():
 def own_caches(tmp_path_factory):
     """What checks remember stays out of the user's cache folder."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("caches"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def drawn_once():
+    """The data set `shapes` is drawn once in a process: it takes three seconds."""
+    from ressl_keras.data import shapes
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shapes, "render", functools.cache(shapes.render))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -761,6 +761,7 @@ def test_a_page_of_the_worst_images_keeps_its_bound(random, tmp_path):
     assert os.path.getsize(path) < 6e6
 
 
+@pytest.mark.long
 def test_one_class_is_a_class(tmp_path):
     pixels, _ = shapes.render(60, seed=0, size=8)
     images = ArrayImages(pixels, np.zeros(60, np.int64))

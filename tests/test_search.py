@@ -121,7 +121,9 @@ def test_duplicates_are_listed_with_what_they_leak(tables, capsys):
 def test_a_page_shows_every_image_by_name_and_no_name_is_html(tables):
     folder, _ = tables
     images = f"--data_dir={folder / 'images'}"
-    run(folder, images, "--neighbours=2", f"--output={folder / 'n.html'}")
+    outputs = f"--output={folder / 'n.html'},{folder / 'n.csv'}"
+    run(folder, images, "--neighbours=2", outputs)
+    assert len((folder / "n.csv").read_text().splitlines()) > 6
     page = (folder / "n.html").read_text()
     assert page.count("<section>") == 6 and page.count("<figure>") == 18
     assert "a/1&lt;b&gt;.png" in page and "<b>" not in page

@@ -95,6 +95,7 @@ def test_the_rest_client_gets_the_embeddings_of_image_files(
     assert len(serving_rest.embed(rest, files[:1])) == 1
 
 
+@pytest.mark.long
 def test_the_grpc_client_gets_the_embeddings_of_image_files(
     serve, encoder, images, files
 ):

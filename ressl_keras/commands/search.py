@@ -87,9 +87,10 @@ class SearchOptions(PreprocessingOptions):
         group="Search",
         choices=("exact", "hnsw"),
     )
-    output: str | None = setting(
+    output: tuple[str, ...] | None = setting(
         None,
-        "File to write: .csv, or .html with pictures. Default: a table on the screen.",
+        "Files to write, separated by commas: .csv, or .html with pictures. Default: a "
+        "table on the screen.",
         group="Output",
         first=True,
         path=True,
@@ -108,11 +109,12 @@ class SearchOptions(PreprocessingOptions):
             raise UsageError("--query and --encoder go together.")
         if self.query and (self.duplicates or self.against):
             raise UsageError("--query goes neither with --duplicates nor --against.")
-        ending = os.path.splitext(self.output or "screen.csv")[1]
-        if ending not in (".csv", ".html"):
-            raise UsageError(f"--output={self.output} ends neither in .csv nor .html.")
-        if ending == ".html" and not self.data_dir:
-            raise UsageError("A page with pictures needs --data_dir.")
+        for path in self.output or ():
+            ending = os.path.splitext(path)[1]
+            if ending not in (".csv", ".html"):
+                raise UsageError(f"--output={path} ends neither in .csv nor .html.")
+            if ending == ".html" and not self.data_dir:
+                raise UsageError("A page with pictures needs --data_dir.")
 
 
 def main():
@@ -142,11 +144,12 @@ def search(options):
     if options.output is None:
         print(listing.as_text(found, options.most))
         return
-    if options.output.endswith(".csv"):
-        listing.write_csv(options.output, found)
-    else:
-        listing.write_page(options.output, found, options.most, cli.command_line())
-    print(f"Written to {options.output}.")
+    for path in options.output:
+        if path.endswith(".csv"):
+            listing.write_csv(path, found)
+        else:
+            listing.write_page(path, found, options.most, cli.command_line())
+    print(f"Written to {' and '.join(options.output)}.")
 
 
 if __name__ == "__main__":
