@@ -126,7 +126,7 @@ def whole():
     return trained(make(1))
 
 
-@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("parts", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_a_step_in_parts_is_the_step(whole, parts):
     """Weights, momentum, teacher, queue, counters and logs, without batch norm."""
     assert_same(whole, trained(make(parts)))
@@ -243,7 +243,7 @@ def by_hand(twin, data, parts, replicas):
     return [np.mean(same, axis=0) for same in zip(*gradients)], teacher.numpy()
 
 
-@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("replicas", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_batch_norm_takes_the_statistics_of_a_part(replicas):
     """Those of the student; the teacher's are those of the whole batch of a replica."""
     model, twin = make(2, True, replicas), make(1, True)

@@ -23,7 +23,7 @@ from ressl_keras.method import networks
         ("resnet18", (64, 64, 3), 512),
         ("resnet50", (64, 64, 3), 2048),
         ("MobileNetV3Small", (64, 64, 3), 576),
-        ("EfficientNetB0", (64, 64, 3), 1280),
+        pytest.param("EfficientNetB0", (64, 64, 3), 1280, marks=pytest.mark.long),
     ],
 )
 def test_a_backbone_maps_images_to_features(name, shape, features):
@@ -81,7 +81,9 @@ def test_a_narrow_small_resnet_survives_larger_images():
         assert np.all(np.isfinite(gradient))
 
 
-@pytest.mark.parametrize("name", ["EfficientNetB0", "MobileNetV3Small"])
+@pytest.mark.parametrize(
+    "name", ["MobileNetV3Small", pytest.param("EfficientNetB0", marks=pytest.mark.long)]
+)
 def test_applications_come_without_their_preprocessing(name):
     preprocessing = (keras.layers.Rescaling, keras.layers.Normalization)
     layers = build_backbone(name, (64, 64, 3)).layers

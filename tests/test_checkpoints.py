@@ -144,6 +144,7 @@ def test_a_run_told_to_stop_saves_its_step_and_goes_on(tmp_path, undisturbed, nu
         assert row["loss"]
 
 
+@pytest.mark.long
 def test_several_steps_an_execution_are_the_same_run(tmp_path, undisturbed):
     """Saved when the due step has passed, and the last at the end as ever."""
     run(tmp_path, steps_per_execution=5, checkpoint_every=7)

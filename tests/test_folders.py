@@ -114,8 +114,16 @@ def test_links_to_files_count_once_and_those_that_lead_nowhere_are_skipped(tree)
     assert dataset.skipped == {lost: "is not there any more"}
 
 
-@pytest.mark.parametrize("train", ["train", "Train", "TRAINING", "training"])
-@pytest.mark.parametrize("test", ["test", "Testing", "VAL", "valid", "Validation"])
+@pytest.mark.parametrize(
+    "train, test",
+    [
+        ("train", "test"),
+        ("Train", "Testing"),
+        ("TRAINING", "VAL"),
+        ("training", "valid"),
+        ("train", "Validation"),
+    ],
+)
 def test_split_folders_are_known_by_any_usual_name(train, test, tree):
     os.rename(tree / "train", tree / train)
     os.rename(tree / "test", tree / test)

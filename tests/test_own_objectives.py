@@ -193,7 +193,14 @@ def test_byol_and_vicreg_are_their_formulas(random):
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["simclr", "byol", "vicreg"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "byol",
+        pytest.param("simclr", marks=pytest.mark.long),
+        pytest.param("vicreg", marks=pytest.mark.long),
+    ],
+)
 def test_the_examples_lower_their_loss_on_one_batch(name, random):
     keras.utils.set_random_seed(1)
     weak, strong = (

@@ -734,7 +734,7 @@ def test_the_map_zooms_moves_and_picks_classes(shown_map):
     assert drawn() != whole
 
 
-@pytest.mark.parametrize("width", [390, 1600])
+@pytest.mark.parametrize("width", [390, pytest.param(1600, marks=pytest.mark.long)])
 def test_without_scripts_the_map_is_two_still_pictures(browser, labelled, width):
     screen = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
