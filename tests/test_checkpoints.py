@@ -196,6 +196,7 @@ class AtStep(keras.callbacks.Callback):
         self.action(int(self.model.step.numpy()))
 
 
+@pytest.mark.long
 def test_training_goes_on_while_a_checkpoint_is_written(
     tmp_path, undisturbed, monkeypatch
 ):

@@ -288,6 +288,7 @@ def test_the_tour_runs_from_top_to_bottom(tmp_path, monkeypatch):
     assert Image.open("runs/tour/views.png").width > 100
 
 
+@pytest.mark.long
 def test_the_picture_of_the_method_can_be_drawn_again(tmp_path):
     main = runpy.run_path(str(ROOT / "docs" / "draw_method.py"))["main"]
     main(tmp_path / "method.png")

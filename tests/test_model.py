@@ -384,6 +384,8 @@ def test_a_model_of_all_parts_goes_on_after_loading(random, tmp_path):
         assert loaded.get_config()[name] == model.get_config()[name]
     assert len(loaded.views.students) == 2
     assert fit(loaded, dataset) == fit(model, dataset)
+    for one, other in zip(loaded.variables, model.variables):
+        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
@@ -401,6 +403,7 @@ def test_half_precision_keeps_relations_and_queue_in_float32(policy, random):
     np.testing.assert_allclose(lengths, 1, atol=1e-5)
 
 
+@pytest.mark.long
 def test_a_saved_model_goes_on_as_if_nothing_had_happened(random, tmp_path):
     dataset = batches(random, 3)
     model = make()

@@ -48,6 +48,7 @@ def test_a_relation_is_two_arrays_and_its_gradient_two(crops):
     assert found == {"Sub": crops, "Mul": crops}
 
 
+@pytest.mark.long
 def test_info_nce_needs_no_more():
     found = count(make(objective=objectives.InfoNCE()), [BATCH, QUEUE])
     assert found.pop("MatMul") == found.pop("Softmax") == 2
