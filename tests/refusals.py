@@ -39,6 +39,7 @@ EXTREMES = [
     ["--queue_size=16777216", "--embedding_dim=65536"],
     ["--queue_size=16777216", "--batch_size=5000"],
     ["--hidden_dim=65536", "--embedding_dim=65536"],
+    ["--predictor_dim=65536", "--embedding_dim=65536"],
     ["--references=batch", "--batch_size=1"],
     ["--devices=100000"],
     ["--batch_size=1000000"],
