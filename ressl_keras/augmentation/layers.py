@@ -329,6 +329,11 @@ class View(keras.layers.Layer):
         self.mean, self.std, self.seed = tuple(mean), tuple(std), seed
         self.seed_generator = keras.random.SeedGenerator(seed)
 
+    def build(self, images_shape):
+        # Each operation is built when it is called. Without this method Keras traces
+        # all of them once more, to build them.
+        pass
+
     def call(self, images, training=False, seed=None, first=0):
         if not training:
             # Without XLA, since encoders are exported to other runtimes.

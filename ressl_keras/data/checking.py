@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from ressl_keras.data import check_memory, decoding
+from ressl_keras.data.plain import plain
 from ressl_keras.errors import UsageError, printable
 
 # Why an image cannot be read.
@@ -206,7 +207,7 @@ def _decodable(paths, decoder):
     with tf.device("CPU"):
         sources = tf.constant(list(map(os.fsencode, paths)))
         images = tf.data.Dataset.from_tensor_slices(sources).enumerate()
-    images = images.map(size, tf.data.AUTOTUNE, deterministic=False)
+    images = images.map(plain(size), tf.data.AUTOTUNE, deterministic=False)
     return images.ignore_errors().as_numpy_iterator()
 
 

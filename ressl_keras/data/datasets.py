@@ -20,6 +20,7 @@ from ressl_keras.data.images import (
 )
 from ressl_keras.data.own import images_from
 from ressl_keras.data.packed import PackedImages, read_packed
+from ressl_keras.data.plain import plain
 from ressl_keras.data.record_index import UNLABELLED, read_index
 from ressl_keras.errors import UsageError, closest, printable
 
@@ -163,7 +164,7 @@ def _kept(encoded, size):
     """Images of one size, decoded into memory."""
     pixels = np.empty([len(encoded), *size, encoded.channels], np.uint8)
     indices = tf.data.Dataset.range(len(encoded))
-    decoded = indices.map(encoded.read, tf.data.AUTOTUNE)
+    decoded = indices.map(plain(encoded.read), tf.data.AUTOTUNE)
     for index, image in enumerate(decoded.as_numpy_iterator()):
         pixels[index] = image
     return ArrayImages(pixels, encoded.labels, encoded.name)

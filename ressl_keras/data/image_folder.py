@@ -11,6 +11,7 @@ import tensorflow as tf
 from ressl_keras.data import checking, folders
 from ressl_keras.data import labels as labelling
 from ressl_keras.data.images import LARGEST_KEPT, ArrayImages, EncodedImages
+from ressl_keras.data.plain import plain
 from ressl_keras.errors import UsageError, printable
 
 # Images whose headers say whether all have one size.
@@ -163,7 +164,7 @@ def _decoded(paths, size, decoder, log, clock=time.monotonic, every=10.0):
     pixels = np.empty([len(paths), *size, decoder.channels], np.uint8)
     there, said = np.zeros(len(paths), bool), clock()
     images = tf.data.Dataset.range(len(paths)).map(
-        lambda index: (index, encoded.read(index)),
+        plain(lambda index: (index, encoded.read(index))),
         tf.data.AUTOTUNE,
         deterministic=False,
     )

@@ -10,6 +10,7 @@ from PIL import ExifTags, Image
 
 from ressl_keras.data.images import LARGEST_KEPT, files_of
 from ressl_keras.data.packed import DESCRIPTION, TEST, TRAIN
+from ressl_keras.data.plain import plain
 from ressl_keras.data.record_index import (
     IMAGE,
     LABEL,
@@ -126,7 +127,7 @@ def _samples(images, labels, root):
     """Iterates over (name, encoded image, label), in their order."""
     files = files_of(images)
     indices = tf.data.Dataset.range(len(images))
-    encoded = indices.map(images.encoded, _AHEAD).prefetch(_AHEAD)
+    encoded = indices.map(plain(images.encoded), _AHEAD).prefetch(_AHEAD)
     for index, image in enumerate(encoded.as_numpy_iterator()):
         name = os.path.relpath(os.fsdecode(files[index]), root)
         yield name, image, UNLABELLED if labels is None else int(labels[index])

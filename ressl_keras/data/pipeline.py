@@ -10,6 +10,7 @@ from ressl_keras.augmentation import bundle, image_ops
 from ressl_keras.augmentation.layers import RandomResizedCropAndFlip
 from ressl_keras.data.decoding import DEFAULT, decode_crops
 from ressl_keras.data.images import files_of, spread_indices
+from ressl_keras.data.plain import plain
 from ressl_keras.data.replacement import read_in_order, read_or_next
 
 
@@ -55,7 +56,8 @@ def training_batches(
     place = worker, workers
     if images.same_size:
         indices = shuffled_indices(len(images), batch_size, seed, *steps, *place)
-        return indices.map(images.read, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+        batches = indices.map(plain(images.read), tf.data.AUTOTUNE)
+        return batches.prefetch(tf.data.AUTOTUNE)
 
     geometric = bundle.GeometricViews(size, crops, seed, augmentations)
     operations, decoder = geometric.operations, images.decoder
@@ -117,9 +119,9 @@ class InputTimer:
             self._seconds.assign_add(given - asked)
             return batch
 
-        clock = tf.data.Dataset.range(tf.int64.max).map(lambda _: tf.timestamp())
+        clock = tf.data.Dataset.range(tf.int64.max).map(plain(lambda _: tf.timestamp()))
         # `zip` reads the three in order.
-        watched = tf.data.Dataset.zip(clock, batches, clock).map(count)
+        watched = tf.data.Dataset.zip(clock, batches, clock).map(plain(count))
         options = tf.data.Options()
         options.experimental_optimization.inject_prefetch = False
         return watched.with_options(options)
@@ -136,7 +138,7 @@ def shuffled_indices(
     def indices(step):
         return step_indices(step, count, batch_size, seed, worker, workers)
 
-    return tf.data.Dataset.range(first_step, last_step).map(indices)
+    return tf.data.Dataset.range(first_step, last_step).map(plain(indices))
 
 
 def step_indices(step, count, batch_size, seed, worker=0, workers=1):
@@ -226,7 +228,7 @@ def evaluation_batches(images, size, batch_size=256, count=None):
             return image if fits else center_crop(image, size)
 
         dataset = tf.data.Dataset.from_tensor_slices(indices)
-        dataset = dataset.map(brought_to_size, tf.data.AUTOTUNE)
+        dataset = dataset.map(plain(brought_to_size), tf.data.AUTOTUNE)
         return dataset.batch(batch_size).prefetch(tf.data.AUTOTUNE)
 
     with tf.device("CPU"):
@@ -347,7 +349,8 @@ def labelled_crops(
     if images.same_size:
         indices = shuffled_indices(len(images), batch_size, seed, *steps, *place)
         numbers = tf.data.Dataset.range(*steps)
-        batches = tf.data.Dataset.zip(numbers, indices).map(crops, tf.data.AUTOTUNE)
+        numbered = tf.data.Dataset.zip(numbers, indices)
+        batches = numbered.map(plain(crops), tf.data.AUTOTUNE)
         return batches.prefetch(tf.data.AUTOTUNE)
 
     def block(step):
@@ -360,4 +363,4 @@ def labelled_crops(
 
     spec = _crop_spec(images, crop), tf.TensorSpec([], tf.int64)
     batches = read_in_order(images, block, *steps, share, read, spec)
-    return batches.map(lambda pixels, labels: (tf.cast(pixels, tf.float32), labels))
+    return batches.map(plain(lambda images, y: (tf.cast(images, tf.float32), y)))

@@ -10,6 +10,8 @@ import os
 import numpy as np
 import tensorflow as tf
 
+from ressl_keras.data.plain import plain
+
 # Images tried in a row. More, and a folder that vanished would be noticed late; fewer,
 # and a class that vanished would end a run.
 _TRIES = 4096
@@ -38,10 +40,10 @@ def read_in_order(
         A `tf.data.Dataset` of nests of batches [size, ...], one for each block.
     """
     reader = _Reader(images, block, read, spec, first, size, counted)
-    blocks = tf.data.Dataset.range(first, last).map(_plain(reader.places))
+    blocks = tf.data.Dataset.range(first, last).map(plain(reader.places))
     # What cannot be read is left out here, and filled in by the scan.
-    found = blocks.unbatch().map(_plain(reader.attempt), tf.data.AUTOTUNE)
-    filled = found.ignore_errors().scan(tf.constant(0, tf.int64), _plain(reader.fill))
+    found = blocks.unbatch().map(plain(reader.attempt), tf.data.AUTOTUNE)
+    filled = found.ignore_errors().scan(tf.constant(0, tf.int64), plain(reader.fill))
     batches = filled.rebatch(size, drop_remainder=whole)
     # TensorFlow cannot know how many there are.
     batches = batches.apply(tf.data.experimental.assert_cardinality(last - first))
@@ -172,11 +174,6 @@ def _with_own_threads(dataset):
     options = tf.data.Options()
     options.threading.private_threadpool_size = max(os.cpu_count() or 1, 2)
     return dataset.with_options(options)
-
-
-def _plain(function):
-    """A function that AutoGraph leaves as it is, which takes half as long to trace."""
-    return tf.autograph.experimental.do_not_convert(function)
 
 
 def _with_another_row(rows):

@@ -6,42 +6,27 @@ and offset, under noise. The colours say nothing of the class; the shape does.
 
 import numpy as np
 
-CLASS_NAMES = (
-    "disc",
-    "ring",
-    "square",
-    "frame",
-    "triangle",
-    "plus",
-    "cross",
-    "star",
-    "stripes",
-    "crescent",
-)
+# For each class, a field that is negative inside the shape; u, v in [-1, 1].
+_SIGNED_DISTANCES = {
+    "disc": lambda u, v: np.hypot(u, v) - 0.6,
+    "ring": lambda u, v: abs(np.hypot(u, v) - 0.55) - 0.17,
+    "square": lambda u, v: np.maximum(abs(u), abs(v)) - 0.55,
+    "frame": lambda u, v: abs(np.maximum(abs(u), abs(v)) - 0.52) - 0.15,
+    "triangle": lambda u, v: np.maximum(v * 0.5 + abs(u) * 0.866, -v) - 0.36,
+    "plus": lambda u, v: _crossed_bars(u, v),
+    "cross": lambda u, v: _crossed_bars((u + v) / 2**0.5, (u - v) / 2**0.5),
+    "star": lambda u, v: np.hypot(u, v) - (0.48 + 0.3 * np.cos(5 * np.arctan2(v, u))),
+    "stripes": lambda u, v: abs(u) - 0.42,
+    "crescent": lambda u, v: np.maximum(
+        np.hypot(u, v) - 0.7, 0.6 - np.hypot(u - 0.35, v)
+    ),
+}
+CLASS_NAMES = tuple(_SIGNED_DISTANCES)
 
 
-def _signed_distances(u, v):
-    """For each class, a field that is negative inside the shape; u, v in [-1, 1]."""
-    radius = np.hypot(u, v)
-    angle = np.arctan2(v, u)
-    box = np.maximum(abs(u), abs(v))
-    arms = np.minimum(abs(u), abs(v))
-    turned_u, turned_v = (u + v) / 2**0.5, (u - v) / 2**0.5
-    return (
-        radius - 0.6,
-        abs(radius - 0.55) - 0.17,
-        box - 0.55,
-        abs(box - 0.52) - 0.15,
-        np.maximum(v * 0.5 + abs(u) * 0.866, -v) - 0.36,
-        np.maximum(arms - 0.2, box - 0.75),
-        np.maximum(
-            np.minimum(abs(turned_u), abs(turned_v)) - 0.2,
-            np.maximum(abs(turned_u), abs(turned_v)) - 0.75,
-        ),
-        radius - (0.48 + 0.3 * np.cos(5 * angle)),
-        abs(u) - 0.42,
-        np.maximum(radius - 0.7, 0.6 - np.hypot(u - 0.35, v)),
-    )
+def _crossed_bars(u, v):
+    narrow, wide = np.minimum(abs(u), abs(v)), np.maximum(abs(u), abs(v))
+    return np.maximum(narrow - 0.2, wide - 0.75)
 
 
 def render(count, seed, size=32):
@@ -77,8 +62,10 @@ def _render_part(random, labels, x, y, size):
     turned_y = np.sin(angle) * x + np.cos(angle) * y
     u = 2 * ((turned_x / period + draw(0, 1)) % 1) - 1
     v = 2 * ((turned_y / period + draw(0, 1)) % 1) - 1
-    fields = np.stack(_signed_distances(u, v))
-    field = fields[labels, np.arange(len(labels))]
+    field = np.empty_like(u)
+    for label, distance in enumerate(_SIGNED_DISTANCES.values()):
+        own = labels == label
+        field[own] = distance(u[own], v[own])
     # One pixel is 2/period in the units of u and v: a soft edge of that width.
     cover = np.clip(0.5 - field * period / 2, 0, 1)[..., np.newaxis]
     # Light figures on dark ground, each tinted a little: enough to see, and no more
@@ -88,4 +75,4 @@ def _render_part(random, labels, x, y, size):
     other = draw(0.0, 0.35, 1) + draw(-0.08, 0.08, 3)
     pixels = cover * one + (1 - cover) * other
     pixels = pixels + random.normal(0, 0.03, pixels.shape)
-    return np.round(np.clip(pixels, 0, 1) * 255)
+    return np.round(np.clip(pixels, 0, 1, out=pixels) * 255)

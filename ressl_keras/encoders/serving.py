@@ -13,6 +13,7 @@ from ressl_keras.config import MAX_PIXELS
 from ressl_keras.data.decoding import DEFAULT, decode
 from ressl_keras.data.image_headers import pixel_count
 from ressl_keras.data.pipeline import center_crop
+from ressl_keras.data.plain import plain
 from ressl_keras.errors import TEMPORARY, UsageError, naming_disk_errors
 from ressl_keras.files import replace_on_disk, write_json
 from ressl_keras.run_folder import RunFolder
@@ -112,7 +113,7 @@ class ServingModule(tf.Module):
         # The decoder's own error does not say which image it is about, so undecodable
         # ones are left out and then counted. Decoding is parallel here.
         images = tf.data.Dataset.from_tensor_slices(image_bytes).enumerate()
-        images = images.map(read, tf.data.AUTOTUNE).ignore_errors()
+        images = images.map(plain(read), tf.data.AUTOTUNE).ignore_errors()
         # At least one element, for an empty batch.
         end = tf.data.Dataset.from_tensors((count, blank, False))
         batch = images.concatenate(end).batch(count + 1)

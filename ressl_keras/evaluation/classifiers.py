@@ -9,6 +9,7 @@ import tensorflow as tf
 from ressl_keras import devices
 from ressl_keras.data.images import Subset, stratified
 from ressl_keras.data.pipeline import labelled_crops
+from ressl_keras.data.plain import plain
 from ressl_keras.encoders.embed import encode
 from ressl_keras.encoders.encoder import clone_encoder, input_size, is_frozen
 from ressl_keras.errors import UsageError
@@ -290,4 +291,4 @@ class _Plan:
         if self.weights is None:
             return batches
         weights = tf.constant(self.weights)
-        return batches.map(lambda x, y: (x, y, tf.gather(weights, y)))
+        return batches.map(plain(lambda x, y: (x, y, tf.gather(weights, y))))

@@ -5,6 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 from ressl_keras.data.pipeline import shuffled_indices
+from ressl_keras.data.plain import plain
 from ressl_keras.evaluation.knn import accuracies
 
 
@@ -60,7 +61,7 @@ def linear_probe(
     rows, labels = _standardised(train_features, mean, std), tf.constant(train_labels)
     indices = shuffled_indices(count, batch_size, seed, 0, steps)
     head.fit(
-        indices.map(lambda i: (rows(i), tf.gather(labels, i))).prefetch(2),
+        indices.map(plain(lambda i: (rows(i), tf.gather(labels, i)))).prefetch(2),
         steps_per_epoch=count // batch_size,
         epochs=epochs,
         shuffle=False,
