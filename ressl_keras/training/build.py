@@ -25,6 +25,7 @@ from ressl_keras.method.optimizers import (
 )
 from ressl_keras.method.ressl import ReSSL
 from ressl_keras.training import backbones, initial
+from ressl_keras.training.heads import head_widths
 from ressl_keras.training.own import imported
 
 # Fewer steps than these teach next to nothing.
@@ -124,18 +125,18 @@ def build_model(
         # Crops of several sizes need a network that takes any.
         one_size = set(config.crops or ()) <= {plan.image_size}
         size = plan.image_size if one_size else None
-        backbone, dim = _backbone(config, plan, size, network), config.embedding_dim
-        hidden = config.predictor_dim
+        backbone = _backbone(config, plan, size, network)
+        projector, predictor = head_widths(config, backbone.output_shape[-1])
         model = ReSSL(
             backbone,
-            build_projector(backbone.output_shape[-1], config.hidden_dim, dim),
+            build_projector(*projector),
             weak,
             strong,
             queue_size=config.queue_size,
             momentum=_momentum(config, plan),
             objective=_objective(config, plan, objective),
             references=config.references,
-            predictor=build_projector(dim, hidden, dim) if hidden else None,
+            predictor=predictor and build_projector(*predictor),
             shuffle_teacher=config.batch_norm == "shuffled",
             seed=config.seed,
             accumulate_steps=config.accumulate_steps,

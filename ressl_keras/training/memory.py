@@ -3,6 +3,7 @@
 import psutil
 
 from ressl_keras.errors import UsageError
+from ressl_keras.training.heads import head_widths
 
 _FLOAT = 4  # bytes
 # Of every weight: the student's, its gradient, its momentum, the teacher's.
@@ -54,14 +55,15 @@ def least_bytes(config, image_size=None):
         Dict from `queue`, `relations`, `views` and `weights` to bytes.
     """
     dim, batch = config.embedding_dim, config.batch_size
+    small = config.backbone.endswith("_small")
+    features = 8 * config.width if small else 0
     size = image_size or config.image_size or 0
     crops = config.crops or (size,)
     rows = config.queue_size if config.references == "queue" else batch
     part = batch // config.accumulate_steps
-    weights = config.hidden_dim * dim + 2 * config.predictor_dim * dim
-    if config.backbone.endswith("_small"):
-        features = 8 * config.width
-        weights += 9 * features**2 + features * config.hidden_dim
+    weights = 9 * features**2  # of the last convolution
+    for first, hidden, last in filter(None, head_widths(config, features)):
+        weights += (first + last) * hidden
     pixels = size**2 + sum(crop**2 for crop in crops)
     return {
         "queue": rows * dim * _FLOAT,
