@@ -244,6 +244,18 @@ def test_a_view_is_a_normalised_square_and_repeats_with_its_seed(make, images):
     assert np.min(pixels) >= -1e-5 and np.max(pixels) <= 1 + 1e-5
 
 
+def test_the_first_call_runs_each_operation_once(images):
+    calls = []
+
+    class Counting(keras.layers.Layer):
+        def call(self, planes, seed, first=0):
+            calls.append(seed)
+            return planes
+
+    views.View([Counting()])(images, training=True, seed=tf.constant([1, 2]))
+    assert len(calls) == 1
+
+
 def test_without_a_seed_every_call_draws_anew(images):
     view = views.strong_view(24)
     one, other = view(images, training=True), view(images, training=True)
