@@ -14,6 +14,7 @@ import tensorflow as tf
 from conftest import ROOT
 from PIL import Image
 
+from ressl_keras.data import image_headers
 from ressl_keras.data.image_headers import pixel_count
 from ressl_keras.data.pipeline import center_crop
 from ressl_keras.encoders.serving import ServingModule
@@ -70,6 +71,17 @@ def test_an_animation_counts_a_third_of_its_frames(frames, comment):
     encoded = saved(images[0], "GIF", **options)
     assert Image.open(io.BytesIO(encoded)).n_frames == frames
     assert int(pixel_count(encoded)) == max(2000, 2000 * frames // 3)
+
+
+@pytest.mark.parametrize(
+    "part", [b"\x21\xf9\x00", b"\x21\xf9" + b"\x01," * 3 + b"\x00"]
+)
+def test_a_gif_of_too_many_parts_is_too_large_for_any_limit(part, monkeypatch):
+    """Each takes microseconds, and a file of some megabytes has a million."""
+    start = b"GIF89a" + struct.pack("<HHBBB", 8, 8, 0, 0, 0)
+    monkeypatch.setattr(image_headers, "_MOST_PARTS", 100)
+    assert int(pixel_count(start + 10 * part)) == 0
+    assert int(pixel_count(start + 30 * part)) == np.iinfo(np.int64).max
 
 
 @pytest.mark.parametrize("length", [0, 1, 3, 8, 13, 20, 26, 60, 500, 1500])

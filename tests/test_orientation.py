@@ -105,6 +105,15 @@ def test_both_byte_orders_are_read_and_nonsense_is_upright(order, photo):
         assert int(read_orientation(tf.constant(file))) == expected
 
 
+def test_lengths_that_sum_to_more_than_32_bits_lead_nowhere():
+    """With sums of 32 bits the third leads to the first: it was read for ever."""
+    long, none = (2**31 - 10).to_bytes(4, "little"), bytes(4)
+    webp = b"RIFF" + long + b"WEBP" + none + long + long + bytes(40)
+    png = b"\x89PNG\r\n\x1a\n" + b"\x7f\xff\xff\xf0eXIx" + bytes(40)
+    for file in (webp, png, b"\xff\xd8" + b"\xff\xe0\x00\x02" * 20_000):
+        assert int(read_orientation(tf.constant(file))) == 1
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF"])
 def test_every_beginning_of_a_file_has_an_orientation(kind, photo):
     file = saved(photo, kind, **({} if kind == "GIF" else {"turn": 6}))

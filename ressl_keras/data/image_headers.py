@@ -5,13 +5,18 @@ A file of some hundred kilobytes can declare an image of gigabytes.
 
 import tensorflow as tf
 
+# Parts of a GIF that are followed, of up to 255 bytes each, in five seconds. A block
+# counts as four, which is what an empty one takes.
+_MOST_PARTS = 200_000
+_BLOCK = 4
+
 
 def pixel_count(encoded):
     """Pixels that decoding an image allocates, as its header declares them.
 
     Of an animation the decoder keeps all frames at one byte a pixel, and one of them
     at three; so it counts as its largest frame, or as a third of all its frames if that
-    is more.
+    is more. One of too many parts to follow counts as too large for any limit.
 
     Args:
         encoded: scalar string tensor, the bytes of a JPEG, PNG, GIF, BMP or WebP file.
@@ -93,7 +98,7 @@ def _gif_pixels(encoded):
     def color_table(flags):
         return tf.where(flags >= 128, 3 * 2 ** (flags % 8 + 1), 0)
 
-    def block(position, largest, total):
+    def block(position, left, largest, total):
         kind = content[position]
         sides = content[position + 5 : position + 9]
         pixels = (sides[0] + 256 * sides[1]) * (sides[2] + 256 * sides[3])
@@ -102,30 +107,37 @@ def _gif_pixels(encoded):
         # An image's ten bytes, its colours and one byte more; an extension's two bytes.
         after = position + 11 + color_table(content[position + 9])
         after = tf.where(is_image, after, position + 2)
+        after, left = _after_parts(content, after, end, left - _BLOCK)
         # What is neither ends the file.
-        after = tf.where(
-            is_image | is_extension, _after_parts(content, after, end), end
-        )
-        return after, tf.maximum(largest, pixels), total + pixels
+        after = tf.where(is_image | is_extension, after, end)
+        return after, left, tf.maximum(largest, pixels), total + pixels
 
     first = 13 + color_table(content[10])
-    zero = tf.constant(0, tf.int64)
-    _, largest, total = tf.while_loop(
-        lambda position, *_: position < end, block, (first, zero, zero)
+    zero, left = tf.constant(0, tf.int64), tf.constant(_MOST_PARTS, tf.int64)
+    _, left, largest, total = tf.while_loop(
+        lambda position, left, *_: (position < end) & (left > 0),
+        block,
+        (first, left, zero, zero),
     )
-    return tf.maximum(largest, total // 3)
+    return tf.where(left > 0, tf.maximum(largest, total // 3), tf.int64.max)
 
 
-def _after_parts(content, position, end):
-    """Position behind a chain of parts, each with its length in front, the last 0."""
+def _after_parts(content, position, end, left):
+    """Position behind a chain of parts, each with its length in front, the last 0.
 
-    def more(position):
-        return (position < end) & (content[tf.minimum(position, end)] > 0)
+    Returns:
+        Tuple of the position and of how many more parts may be followed.
+    """
 
-    (position,) = tf.while_loop(
-        more, lambda position: (position + content[position] + 1,), (position,)
-    )
-    return position + 1
+    def more(position, left):
+        inside = (position < end) & (left > 0)
+        return inside & (content[tf.minimum(position, end)] > 0)
+
+    def follow(position, left):
+        return position + content[position] + 1, left - 1
+
+    position, left = tf.while_loop(more, follow, (position, left))
+    return position + 1, left
 
 
 def _bytes_of(text, start, count):

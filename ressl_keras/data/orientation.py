@@ -8,6 +8,23 @@ import tensorflow as tf
 
 _TAG = 0x0112  # of the orientation among the entries of an EXIF block
 _MOST_ENTRIES = 64
+_MOST_PARTS = 10_000  # of a file, so that a hostile one takes no longer than that
+_ANY = -1
+# Of JPEG, PNG and WebP: the head of a part that holds EXIF data, and what each byte of
+# a head counts in the part's length.
+_HEADS = (
+    [_ANY, 0xE1, _ANY, _ANY, *b"Exif\0\0"],
+    [_ANY, _ANY, _ANY, _ANY, *b"eXIf", _ANY, _ANY],
+    [*b"EXIF", _ANY, _ANY, _ANY, _ANY, _ANY, _ANY],
+)
+_COUNTS = (
+    [0, 0, 2**8, 1, 0, 0, 0, 0, 0, 0],
+    [2**24, 2**16, 2**8, 1, 0, 0, 0, 0, 0, 0],
+    [0, 0, 0, 0, 1, 2**8, 2**16, 2**24, 0, 0],
+)
+# Where the first part begins, the bytes of a part beside its length, those before the
+# EXIF data, and whether lengths are padded to even ones.
+_PLACES = ([2, 2, 10, 0], [8, 12, 8, 0], [12, 8, 8, 1])
 
 
 @tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
@@ -25,14 +42,8 @@ def read_orientation(encoded):
     def is_like(signature, at=0):
         return tf.strings.substr(start, at, len(signature)) == signature
 
-    block = tf.case(
-        [
-            (is_like(b"\xff\xd8"), lambda: _find(encoded, 2, _jpeg_segment)),
-            (is_like(b"\x89PNG"), lambda: _find(encoded, 8, _png_chunk)),
-            (is_like(b"WEBP", 8), lambda: _find(encoded, 12, _webp_chunk)),
-        ],
-        default=lambda: tf.constant(-1),
-    )
+    kinds = [is_like(b"\xff\xd8"), is_like(b"\x89PNG"), is_like(b"WEBP", 8)]
+    block = _find(encoded, tf.reduce_any(kinds), tf.argmax(kinds))
     return tf.cond(block < 0, lambda: 1, lambda: _orientation(encoded, block))
 
 
@@ -79,47 +90,47 @@ def _mirrored(orientation):
     return rows, tf.reduce_any(orientation == [2, 3, 6, 7])
 
 
-def _find(encoded, position, part):
+def _find(encoded, known, kind):
     """Where the EXIF data of a file begins, or -1 if none is found.
 
     Args:
         encoded: the file.
-        position: where its parts begin.
-        part: function of the first ten bytes of a part to whether it holds EXIF data,
-            the length of what precedes the data, and the length of the whole part, 0
-            behind which none is looked for.
+        known: whether it has one of `_FORMATS`, scalar bool tensor.
+        kind: which of them, scalar integer tensor.
     """
-    end = tf.strings.length(encoded)
+    head_of_exif = tf.gather(_HEADS, kind)
+    counts = tf.gather(tf.constant(_COUNTS, tf.int64), kind)
+    first, beside, before, padded = tf.unstack(
+        tf.gather(tf.constant(_PLACES, tf.int64), kind)
+    )
+    anything = head_of_exif == _ANY
+    end = tf.cast(tf.strings.length(encoded), tf.int64)
+    content = encoded + b"\0" * len(_HEADS[0])  # so that each head is a whole one
 
     def more(position, found):
         return (found < 0) & (position < end)
 
     def look(position, found):
-        holds, before, length = part(_bytes_at(encoded, position, 10))
-        found = tf.where(holds, position + before, found)
-        return tf.where(length > 0, position + length, end), found
+        head = tf.strings.substr(content, position, len(_HEADS[0]))
+        head = tf.cast(tf.io.decode_raw(head, tf.uint8), tf.int32)
+        head = tf.ensure_shape(head, [len(_HEADS[0])])
+        holds = tf.reduce_all(anything | (head == head_of_exif))
+        # Four bytes can say more than 32 bits can.
+        length = tf.reduce_sum(tf.cast(head, tf.int64) * counts)
+        behind = position + length + beside + padded * (length % 2)
+        behind = tf.where(_is_last(head, kind), end, tf.minimum(behind, end))
+        return behind, tf.where(holds, position + before, found)
 
-    return tf.while_loop(more, look, (tf.constant(position), tf.constant(-1)))[1]
-
-
-def _jpeg_segment(head):
-    marker, length = head[1], 2 + 256 * head[2] + head[3]
-    holds = (marker == 0xE1) & _same(head[4:10], b"Exif\0\0")
-    # Applications' segments and comments come before the image.
-    passed = (head[0] == 0xFF) & ((marker // 16 == 0xE) | (marker == 0xFE))
-    return holds, 10, tf.where(passed, length, 0)
-
-
-def _png_chunk(head):
-    length = ((head[0] * 256 + head[1]) * 256 + head[2]) * 256 + head[3]
-    last = _same(head[4:8], b"IDAT") | (length < 0)
-    return _same(head[4:8], b"eXIf"), 8, tf.where(last, 0, 12 + length)
+    start = tf.where(known, first, end), tf.constant(-1, tf.int64)
+    found = tf.while_loop(more, look, start, maximum_iterations=_MOST_PARTS)[1]
+    return tf.cast(found, tf.int32)
 
 
-def _webp_chunk(head):
-    length = ((head[7] * 256 + head[6]) * 256 + head[5]) * 256 + head[4]
-    length = tf.where(length < 0, -8, length + length % 2)
-    return _same(head[:4], b"EXIF"), 8, 8 + length
+def _is_last(head, kind):
+    """Whether the image itself begins, in a JPEG or a PNG."""
+    # Before it a JPEG has segments of applications and comments.
+    passed = (head[0] == 0xFF) & ((head[1] // 16 == 0xE) | (head[1] == 0xFE))
+    return tf.where(kind == 0, ~passed, (kind == 1) & _same(head[4:8], b"IDAT"))
 
 
 def _orientation(encoded, block):
