@@ -107,9 +107,9 @@ def _gif_pixels(encoded):
         # An image's ten bytes, its colours and one byte more; an extension's two bytes.
         after = position + 11 + color_table(content[position + 9])
         after = tf.where(is_image, after, position + 2)
-        after, left = _after_parts(content, after, end, left - _BLOCK)
         # What is neither ends the file.
         after = tf.where(is_image | is_extension, after, end)
+        after, left = _after_parts(content, after, end, left - _BLOCK)
         return after, left, tf.maximum(largest, pixels), total + pixels
 
     first = 13 + color_table(content[10])

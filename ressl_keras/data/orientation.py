@@ -95,8 +95,8 @@ def _find(encoded, known, kind):
 
     Args:
         encoded: the file.
-        known: whether it has one of `_FORMATS`, scalar bool tensor.
-        kind: which of them, scalar integer tensor.
+        known: whether it is a JPEG, PNG or WebP, scalar bool tensor.
+        kind: which of the three, scalar integer tensor.
     """
     head_of_exif = tf.gather(_HEADS, kind)
     counts = tf.gather(tf.constant(_COUNTS, tf.int64), kind)
@@ -105,15 +105,14 @@ def _find(encoded, known, kind):
     )
     anything = head_of_exif == _ANY
     end = tf.cast(tf.strings.length(encoded), tf.int64)
-    content = encoded + b"\0" * len(_HEADS[0])  # so that each head is a whole one
+    size = len(_HEADS[0])
+    content = encoded + b"\0" * size  # so that each head is a whole one
 
     def more(position, found):
         return (found < 0) & (position < end)
 
     def look(position, found):
-        head = tf.strings.substr(content, position, len(_HEADS[0]))
-        head = tf.cast(tf.io.decode_raw(head, tf.uint8), tf.int32)
-        head = tf.ensure_shape(head, [len(_HEADS[0])])
+        head = _numbers(tf.strings.substr(content, position, size), size)
         holds = tf.reduce_all(anything | (head == head_of_exif))
         # Four bytes can say more than 32 bits can.
         length = tf.reduce_sum(tf.cast(head, tf.int64) * counts)
@@ -161,8 +160,13 @@ def _bytes_at(encoded, position, count):
     """Some bytes of a file as int32 [count]; zeros behind its end."""
     position = tf.clip_by_value(position, 0, tf.strings.length(encoded))
     part = tf.strings.substr(encoded, position, count) + b"\0" * count
-    part = tf.io.decode_raw(tf.strings.substr(part, 0, count), tf.uint8)
-    return tf.cast(tf.ensure_shape(part, [count]), tf.int32)
+    return _numbers(tf.strings.substr(part, 0, count), count)
+
+
+def _numbers(text, count):
+    """The bytes of a string of known length as int32 [count]."""
+    values = tf.io.decode_raw(text, tf.uint8)
+    return tf.cast(tf.ensure_shape(values, [count]), tf.int32)
 
 
 def _same(digits, text):

@@ -6,6 +6,12 @@ and offset, under noise. The colours say nothing of the class; the shape does.
 
 import numpy as np
 
+
+def _crossed_bars(u, v):
+    narrow, wide = np.minimum(abs(u), abs(v)), np.maximum(abs(u), abs(v))
+    return np.maximum(narrow - 0.2, wide - 0.75)
+
+
 # For each class, a field that is negative inside the shape; u, v in [-1, 1].
 _SIGNED_DISTANCES = {
     "disc": lambda u, v: np.hypot(u, v) - 0.6,
@@ -13,7 +19,7 @@ _SIGNED_DISTANCES = {
     "square": lambda u, v: np.maximum(abs(u), abs(v)) - 0.55,
     "frame": lambda u, v: abs(np.maximum(abs(u), abs(v)) - 0.52) - 0.15,
     "triangle": lambda u, v: np.maximum(v * 0.5 + abs(u) * 0.866, -v) - 0.36,
-    "plus": lambda u, v: _crossed_bars(u, v),
+    "plus": _crossed_bars,
     "cross": lambda u, v: _crossed_bars((u + v) / 2**0.5, (u - v) / 2**0.5),
     "star": lambda u, v: np.hypot(u, v) - (0.48 + 0.3 * np.cos(5 * np.arctan2(v, u))),
     "stripes": lambda u, v: abs(u) - 0.42,
@@ -22,11 +28,6 @@ _SIGNED_DISTANCES = {
     ),
 }
 CLASS_NAMES = tuple(_SIGNED_DISTANCES)
-
-
-def _crossed_bars(u, v):
-    narrow, wide = np.minimum(abs(u), abs(v)), np.maximum(abs(u), abs(v))
-    return np.maximum(narrow - 0.2, wide - 0.75)
 
 
 def render(count, seed, size=32):
