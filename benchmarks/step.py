@@ -22,6 +22,7 @@ from benchmarks import record
 from ressl_keras import SGD, ReSSL, build_backbone, build_projector, views
 from ressl_keras.data.images import ArrayImages
 from ressl_keras.data.pipeline import training_batches
+from ressl_keras.method import losses
 from ressl_keras.method.normalization import fuse_batch_norms
 
 FLAGS = flags.FLAGS
@@ -121,14 +122,12 @@ def parts_of_the_step(model, images):
     def relation_loss_and_gradient():
         with tf.GradientTape() as tape:
             tape.watch(embeddings)
-            target = model._relation(embeddings, model.queue.features, 0.04)
-            relation = model._relation(embeddings, model.queue.features, 0.1)
-            loss = tf.reduce_mean(
-                model.objective(relation, target, tf.ones([len(batch)]), 0)
-            )
-        return tape.gradient(loss, embeddings), model._logs(
-            loss[tf.newaxis], embeddings, relation, target
-        )
+            target = losses.relate(embeddings, model.queue.features, 0.04)
+            relation = losses.relate(embeddings, model.queue.features, 0.1)
+            examples = model.objective(relation, target, tf.ones([len(batch)]), 0)
+            loss = tf.reduce_mean(examples)
+        model._track(examples, relation, target)
+        return tape.gradient(loss, embeddings), model._logs(embeddings)
 
     def running_average():
         model._update_teacher()
