@@ -142,6 +142,34 @@ def test_a_file_and_a_function_are_networks(random, tmp_path, monkeypatch):
             backbones.own_network(spec, folder, 16)
 
 
+def test_a_function_builds_a_network_of_any_size_where_crops_have_several(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_networks_of_any_size.py").write_text(
+        "import keras\n"
+        "def maps(input_shape):\n"
+        "    return keras.Sequential([\n"
+        "        keras.Input(input_shape), keras.layers.Conv2D(5, 3)])\n"
+        "def flat(input_shape):\n"
+        "    return keras.Sequential([\n"
+        "        keras.Input(input_shape), keras.layers.Flatten(), "
+        "keras.layers.Dense(5)])\n"
+    )
+    config = Config(crops=(12, 8), **SETTINGS)
+    folder = RunFolder(tmp_path / "run")
+
+    def model(backbone):
+        size = build.network_size(config, 16)
+        network = backbones.own_network(backbone, folder, size)
+        return build.build_model(config, build.Plan(16), network=network)
+
+    made = model("own_networks_of_any_size:maps")
+    assert made.backbone.input_shape == (None, None, None, 3)
+    with pytest.raises(UsageError, match="several sizes, which --crops asks for: "):
+        model("own_networks_of_any_size:flat")
+
+
 def test_an_own_network_takes_the_precision_and_the_batch_norms_of_the_run():
     images = keras.Input([None, None, 3])
     x = keras.layers.BatchNormalization()(keras.layers.Conv2D(4, 3)(images))

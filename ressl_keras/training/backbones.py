@@ -40,7 +40,7 @@ def own_network(backbone, folder, image_size, model=None, channels=3):
     Args:
         backbone: as `Config.backbone`.
         folder: `RunFolder`. The network that a run began with is kept there.
-        image_size: side of the views in pixels.
+        image_size: side of the views in pixels, None for several sizes.
         model: `keras.Model` in place of `backbone`, or None.
         channels: channels of the images.
 
@@ -109,18 +109,30 @@ def in_policy(network, image_size, channels=3):
         copy = keras.models.clone_model(network, clone_function=rebuilt)
         copy.set_weights(network.get_weights())
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(
-            f"The network {network.name} cannot be copied, as the teacher is: {reason} "
-            "Every layer of it needs get_config."
+            f"The network {network.name} cannot be copied, as the teacher is: "
+            f"{_first_line(error)} Every layer of it needs get_config."
         ) from error
     return copy
 
 
 def _call(backbone, input_shape):
-    model = imported(backbone, "backbone")(input_shape)
+    function = imported(backbone, "backbone")
+    try:
+        model = function(input_shape)
+    except Exception as error:
+        if None not in input_shape:
+            raise
+        raise UsageError(
+            f"--backbone={backbone} builds no network for images of several sizes, "
+            f"which --crops asks for: {_first_line(error)}"
+        ) from error
     if not isinstance(model, keras.Model):
         raise UsageError(
             f"--backbone={backbone} returned {type(model).__name__}, no keras.Model."
         )
     return model
+
+
+def _first_line(error):
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -122,10 +122,7 @@ def build_model(
     """
     with _dtype_policy(config.precision):
         weak, strong = choose_views(config, plan, own_views)
-        # Crops of several sizes need a network that takes any.
-        one_size = set(config.crops or ()) <= {plan.image_size}
-        size = plan.image_size if one_size else None
-        backbone = _backbone(config, plan, size, network)
+        backbone = _backbone(config, plan, network)
         projector, predictor = head_widths(config, backbone.output_shape[-1])
         model = ReSSL(
             backbone,
@@ -167,8 +164,14 @@ def _objective(config, plan, own=None):
     )
 
 
-def _backbone(config, plan, size, network):
+def network_size(config, image_size):
+    """Side of the images that the network takes; None where crops have other sizes."""
+    return image_size if set(config.crops or ()) <= {image_size} else None
+
+
+def _backbone(config, plan, network):
     """The backbone, named by the settings or given."""
+    size = network_size(config, plan.image_size)
     synchronized = config.batch_norm == "synchronized"
     mode = config.init_preprocessing if config.init else "own"
     if network is None:

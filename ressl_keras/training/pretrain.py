@@ -30,6 +30,7 @@ from ressl_keras.training.build import (
     build_monitored_encoder,
     decoder_of,
     make_plan,
+    network_size,
     warnings,
 )
 from ressl_keras.training.callbacks import (
@@ -143,8 +144,9 @@ class _Run:
         config, folder, plan = self.config, self.folder, self.plan
         keras.utils.set_random_seed(config.seed)
         with strategy.scope():
+            size = network_size(config, plan.image_size)
             network = own_network(
-                config.backbone, folder, plan.image_size, backbone, plan.channels
+                config.backbone, folder, size, backbone, plan.channels
             )
             compiled = _worth_compiling(strategy.num_replicas_in_sync)
             self.model = build_model(
