@@ -49,9 +49,9 @@ SMALL = {
     "reading": ["--images=8", "--steps=2", "--batch_size=4", "--rounds=1"],
     "views": ["--rounds=1", "--cores=1", "--small_batch=4", "--large_batch=2"],
 }
-# The others start TensorFlow several times over, read much or compile much.
+# The others take minutes: they start TensorFlow several times, read or compile much.
 # test_stand_in has the stand-in for ImageNet.
-QUICK = ("knn",)
+QUICK = ("step", "knn", "saving", "serving", "embedding")
 
 
 @pytest.mark.parametrize(
