@@ -55,6 +55,12 @@ def printable(text):
     )
 
 
+def first_line(error):
+    """The first line of an exception's message that is not blank, or its class."""
+    lines = [line.strip() for line in str(error).split("\n") if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
 def disk_error(error):
     """The `OSError` of a disk that an exception stands for, or None.
 

@@ -14,7 +14,7 @@ import tensorflow as tf
 from ressl_keras import __version__
 from ressl_keras.encoders import building
 from ressl_keras.encoders.archive import check_archive, import_libraries
-from ressl_keras.errors import UsageError
+from ressl_keras.errors import UsageError, first_line
 from ressl_keras.files import read_json, replacing, write_json
 from ressl_keras.run_folder import RunFolder
 
@@ -204,7 +204,7 @@ def load_model_file(path):
         # Also where the process allows what is unsafe elsewhere.
         encoder = keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:
-        raise UsageError(f"{path} is not a Keras model: {_line(error)}") from error
+        raise UsageError(f"{path} is not a Keras model: {first_line(error)}") from error
     if not isinstance(encoder, keras.Model):
         raise UsageError(f"{path} is not a Keras model but {type(encoder).__name__}.")
     return encoder
@@ -214,7 +214,7 @@ def _load_saved_model(path):
     try:
         signatures = tf.saved_model.load(path).signatures
     except Exception as error:
-        raise UsageError(f"{path} is not a SavedModel: {_line(error)}") from error
+        raise UsageError(f"{path} is not a SavedModel: {first_line(error)}") from error
     if "serving_default" not in signatures:
         raise UsageError(
             f"{path} has no signature serving_default, only "
@@ -260,12 +260,6 @@ def _is_images(shape):
 
 def _is_features(shape):
     return isinstance(shape, tuple) and len(shape) == 2 and shape[-1] is not None
-
-
-def _line(error):
-    """The first line of an error's message that is not blank."""
-    lines = [line.strip() for line in str(error).split("\n") if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def _preceded(encoder, mode):

@@ -11,7 +11,7 @@ import inspect
 import keras
 import tensorflow as tf
 
-from ressl_keras.errors import UsageError, closest
+from ressl_keras.errors import UsageError, closest, first_line
 from ressl_keras.method import losses
 
 
@@ -154,7 +154,7 @@ def deserialize_objective(config, custom_objects=None):
         name = config.get("class_name")
         raise UsageError(
             f"The saved model's objective {name} cannot be made "
-            f"({str(error).splitlines()[0][:200]}). Register its class with "
+            f"({first_line(error)[:200]}). Register its class with "
             "@keras.saving.register_keras_serializable() before loading, or give "
             f'custom_objects={{"{name}": {name}}}.'
         ) from error

@@ -5,7 +5,7 @@ import os
 import keras
 
 from ressl_keras.encoders.encoder import load_model_file
-from ressl_keras.errors import UsageError
+from ressl_keras.errors import UsageError, first_line
 from ressl_keras.files import replacing
 from ressl_keras.method.networks import check_backbone, pooled
 from ressl_keras.training.own import imported
@@ -111,7 +111,7 @@ def in_policy(network, image_size, channels=3):
     except Exception as error:
         raise UsageError(
             f"The network {network.name} cannot be copied, as the teacher is: "
-            f"{_first_line(error)} Every layer of it needs get_config."
+            f"{first_line(error)} Every layer of it needs get_config."
         ) from error
     return copy
 
@@ -125,14 +125,10 @@ def _call(backbone, input_shape):
             raise
         raise UsageError(
             f"--backbone={backbone} builds no network for images of several sizes, "
-            f"which --crops asks for: {_first_line(error)}"
+            f"which --crops asks for: {first_line(error)}"
         ) from error
     if not isinstance(model, keras.Model):
         raise UsageError(
             f"--backbone={backbone} returned {type(model).__name__}, no keras.Model."
         )
     return model
-
-
-def _first_line(error):
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

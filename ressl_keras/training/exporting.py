@@ -17,12 +17,7 @@ from ressl_keras.files import read_json
 from ressl_keras.run_folder import RunFolder
 from ressl_keras.training import checkpoints
 from ressl_keras.training.backbones import own_network
-from ressl_keras.training.build import (
-    Plan,
-    build_model,
-    decoder_of,
-    network_size,
-)
+from ressl_keras.training.build import Plan, build_model, decoder_of, network_size
 
 NETWORKS = ("student", "teacher")
 # Facts in `encoder.json` that tell one exported network from another.
@@ -112,12 +107,8 @@ def export_encoder(
 
 def _restored(folder, config, size):
     """The model of a run's last sound checkpoint, and its step."""
-    own = own_network(
-        config.backbone,
-        folder,
-        network_size(config, size),
-        channels=config.channels,
-    )
+    side = network_size(config, size)
+    own = own_network(config.backbone, folder, side, channels=config.channels)
     model = build_model(config, Plan(size, channels=config.channels), network=own)
     step = checkpoints.restore(model, folder.checkpoints)
     if not step:
