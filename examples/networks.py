@@ -1,9 +1,11 @@
-"""A network of one's own, as a flag and from Python.
+"""Networks of one's own, as a flag and from Python.
 
 ressl-train --recipe=cifar10_cpu --backbone=examples.networks:conv_mixer
 """
 
 import keras
+
+from ressl_keras import build_backbone
 
 
 def conv_mixer(input_shape, dim=96, blocks=6, patch_size=2, kernel_size=5):
@@ -27,6 +29,22 @@ def conv_mixer(input_shape, dim=96, blocks=6, patch_size=2, kernel_size=5):
         x = keras.layers.Add()([x, _activated(mixed)])
         x = _activated(keras.layers.Conv2D(dim, 1)(x))
     return keras.Model(images, x, name="conv_mixer")
+
+
+def half_resolution(input_shape, width=8):
+    """A small ResNet of ten layers on patches of 2 by 2 pixels: a quarter of the work.
+
+    Args:
+        input_shape: (height, width, channels), height and width even.
+        width: channels of the first stage.
+
+    Returns:
+        A functional `keras.Model` from images to features [batch, 8 * width].
+    """
+    images = keras.Input(input_shape)
+    patches = keras.layers.Conv2D(4 * input_shape[-1], 2, strides=2)(images)
+    resnet = build_backbone("resnet10_small", tuple(patches.shape[1:]), width=width)
+    return keras.Model(images, resnet(patches), name="half_resolution")
 
 
 def _activated(x):

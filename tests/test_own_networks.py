@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from examples.networks import conv_mixer
+from examples.networks import conv_mixer, half_resolution
 from ressl_keras import Config, UsageError, build_backbone, export_encoder, pretrain
 from ressl_keras.encoders.building import build_encoder
 from ressl_keras.encoders.encoder import load_encoder
@@ -273,6 +273,17 @@ def test_the_example_is_a_network_whose_maps_are_averaged():
     network = conv_mixer((32, 32, 3))
     assert network.output_shape == (None, 16, 16, 96)
     assert pooled(network).output_shape == (None, 96)
+
+
+def test_the_example_at_half_resolution_is_a_small_resnet_on_patches(random):
+    network = half_resolution((16, 16, 3), width=4)
+    convolution, resnet = network.layers[1:]
+    kernel, bias = map(np.asarray, convolution.weights)
+    images = random.normal(size=[3, 16, 16, 3]).astype(np.float32)
+    patches = images.reshape(3, 8, 2, 8, 2, 3).transpose(0, 1, 3, 2, 4, 5)
+    projected = patches.reshape(3, 8, 8, 12) @ kernel.reshape(12, 12) + bias
+    assert resnet.output_shape == (None, 32)
+    np.testing.assert_allclose(network(images), resnet(projected), atol=1e-5)
 
 
 def test_tokens_know_their_place_and_patches_are_squares(random):
