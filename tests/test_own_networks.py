@@ -170,14 +170,18 @@ def test_a_function_builds_a_network_of_any_size_where_crops_have_several(
         model("own_networks_of_any_size:flat")
 
 
-def test_an_own_network_takes_the_precision_and_the_batch_norms_of_the_run():
+@pytest.mark.parametrize("nested", [False, True], ids=["flat", "nested"])
+def test_an_own_network_takes_the_precision_and_the_batch_norms_of_the_run(nested):
     images = keras.Input([None, None, 3])
     x = keras.layers.BatchNormalization()(keras.layers.Conv2D(4, 3)(images))
+    network = keras.Model(images, x, name="body")
+    if nested:
+        images = keras.Input([None, None, 3])
+        network = keras.Model(images, network(images))
     config = Config(precision="mixed_bfloat16", batch_norm="synchronized", **SETTINGS)
-    model = build.build_model(
-        config, build.Plan(16), network=pooled(keras.Model(images, x))
-    )
-    normalization = model.backbone.layers[2]
+    model = build.build_model(config, build.Plan(16), network=pooled(network))
+    body = model.backbone.get_layer("body") if nested else model.backbone
+    normalization = body.layers[2]
     assert normalization.synchronized
     assert normalization.dtype_policy.name == "mixed_bfloat16"
     assert model.backbone.output_shape == (None, 4)

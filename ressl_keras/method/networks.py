@@ -281,7 +281,7 @@ def _application(name, input_shape, with_preprocessing=False):
 
 
 def synchronize(backbone):
-    """A copy whose batch norms share statistics over the replicas."""
+    """A copy whose batch norms, nested ones too, share statistics over the replicas."""
 
     def synchronized(layer):
         config = layer.get_config()
@@ -289,7 +289,9 @@ def synchronize(backbone):
             config["synchronized"] = True
         return layer.__class__.from_config(config)
 
-    return keras.models.clone_model(backbone, clone_function=synchronized)
+    return keras.models.clone_model(
+        backbone, clone_function=synchronized, recursive=True
+    )
 
 
 def build_projector(

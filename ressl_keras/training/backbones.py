@@ -106,7 +106,7 @@ def in_policy(network, image_size, channels=3):
         return layer.__class__.from_config(config)
 
     try:
-        copy = keras.models.clone_model(network, clone_function=rebuilt)
+        copy = keras.models.clone_model(network, clone_function=rebuilt, recursive=True)
         copy.set_weights(network.get_weights())
     except Exception as error:
         raise UsageError(
