@@ -43,7 +43,8 @@ def half_resolution(input_shape, width=8):
     """
     images = keras.Input(input_shape)
     patches = keras.layers.Conv2D(4 * input_shape[-1], 2, strides=2)(images)
-    resnet = build_backbone("resnet10_small", tuple(patches.shape[1:]), width=width)
+    shape = (None, None, patches.shape[-1])  # an export takes images of any size then
+    resnet = build_backbone("resnet10_small", shape, width=width)
     return keras.Model(images, resnet(patches), name="half_resolution")
 
 

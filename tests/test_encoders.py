@@ -23,6 +23,7 @@ from ressl_keras.encoders.encoder import (
 )
 from ressl_keras.encoders.serving import save_saved_model
 from ressl_keras.evaluation.protocols import untrained
+from ressl_keras.method.networks import pooled
 
 
 @pytest.fixture
@@ -145,6 +146,31 @@ def test_a_network_that_counts_pixels_keeps_its_size():
     )
     encoder = build_encoder(counting, any_size=True)
     assert encoder.input_shape == (None, 8, 8, 3)
+
+
+def around(inner, side):
+    """A network that holds another one behind a convolution."""
+    images = keras.Input([side, side, 3])
+    return keras.Model(images, inner(keras.layers.Conv2D(3, 1)(images)))
+
+
+def test_a_network_around_one_of_any_size_is_left_open(random):
+    inner = around(build_backbone("resnet10_small", (None, None, 3), width=4), None)
+    maps = keras.Model(inner.inputs, keras.layers.Conv2D(2, 3)(inner.inputs[0]))
+    for backbone in (around(inner, 16), pooled(around(maps, 16))):
+        encoder = build_encoder(backbone, any_size=True)
+        assert encoder.input_shape == (None, None, None, 3)
+        convolution, body = backbone.layers[1:3]
+        large = random.integers(0, 256, [2, 24, 20, 3]).astype(np.uint8)
+        expected = body(convolution((large / 255 - views.MEAN) / views.STD)).numpy()
+        if expected.ndim == 4:
+            expected = expected.mean(axis=(1, 2))
+        np.testing.assert_allclose(encoder(large), expected, atol=1e-4)
+
+
+def test_a_network_around_one_of_a_fixed_size_keeps_it(backbone):
+    encoder = build_encoder(around(backbone, 16), any_size=True)
+    assert encoder.input_shape == (None, 16, 16, 3)
 
 
 def test_a_backbone_trained_in_half_precision_is_exported_in_float32(images):

@@ -133,22 +133,25 @@ def _stages(backbone, input_shape):
     Returns:
         Dict from the name of a layer to `stage1` to `stage4`; empty for a network of
         fewer resolutions or with layers of these names.
+
+    Raises:
+        ValueError: if it takes one size after all, as a nested model may.
     """
     if tuple(backbone.input_shape[1:3]) != (None, None):
         backbone = _copy(backbone, input_shape, "float32")
     layers = [
         layer
         for layer in backbone.layers
-        if not isinstance(layer, keras.layers.ZeroPadding2D)
+        # The output of a nested model belongs to that model's own graph.
+        if not isinstance(layer, (keras.layers.ZeroPadding2D, keras.Model))
         and not isinstance(layer.output, list)
         and len(layer.output.shape) == 4
     ]
     maps = keras.Model(backbone.inputs[0], [layer.output for layer in layers])
-    sides = [1, _REFERENCE, _REFERENCE, input_shape[-1]]
+    images = keras.KerasTensor([1, _REFERENCE, _REFERENCE, input_shape[-1]])
+    backbone.compute_output_spec(images)
     found = {}
-    for layer, spec in zip(
-        layers, maps.compute_output_spec(keras.KerasTensor(sides)), strict=True
-    ):
+    for layer, spec in zip(layers, maps.compute_output_spec(images), strict=True):
         found[spec.shape[1]] = layer.name
     found.pop(1, None)  # pooled over the whole image
     names = [found[side] for side in sorted(found, reverse=True)][-_STAGES:]
