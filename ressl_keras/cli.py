@@ -18,7 +18,7 @@ import textwrap
 from absl import app, flags
 from absl import logging as absl_logging
 
-from ressl_keras.errors import UsageError, closest, disk_error
+from ressl_keras.errors import UsageError, closest, disk_error, first_line
 from ressl_keras.files import read_lines
 from ressl_keras.settings import settings_of
 
@@ -196,7 +196,7 @@ def guard(main):
         if named:
             print_error(f"{os.fsdecode(error.filename)}: {error.strerror}.")
         elif disk_error(error):
-            print_error(str(error).split("\n")[0])
+            print_error(first_line(error))
         else:
             raise
         leave(1)

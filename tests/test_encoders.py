@@ -155,9 +155,9 @@ def around(inner, side):
 
 
 def test_a_network_around_one_of_any_size_is_left_open(random):
-    inner = around(build_backbone("resnet10_small", (None, None, 3), width=4), None)
-    maps = keras.Model(inner.inputs, keras.layers.Conv2D(2, 3)(inner.inputs[0]))
-    for backbone in (around(inner, 16), pooled(around(maps, 16))):
+    resnet = build_backbone("resnet10_small", (None, None, 3), width=4)
+    maps = keras.Sequential([keras.Input([None, None, 3]), keras.layers.Conv2D(2, 3)])
+    for backbone in (around(around(resnet, None), 16), pooled(around(maps, 16))):
         encoder = build_encoder(backbone, any_size=True)
         assert encoder.input_shape == (None, None, None, 3)
         convolution, body = backbone.layers[1:3]

@@ -147,11 +147,11 @@ def _stages(backbone, input_shape):
         and not isinstance(layer.output, list)
         and len(layer.output.shape) == 4
     ]
-    maps = keras.Model(backbone.inputs[0], [layer.output for layer in layers])
+    outputs = [layer.output for layer in layers] + backbone.outputs
     images = keras.KerasTensor([1, _REFERENCE, _REFERENCE, input_shape[-1]])
-    backbone.compute_output_spec(images)
+    *maps, _ = keras.Model(backbone.inputs[0], outputs).compute_output_spec(images)
     found = {}
-    for layer, spec in zip(layers, maps.compute_output_spec(images), strict=True):
+    for layer, spec in zip(layers, maps, strict=True):
         found[spec.shape[1]] = layer.name
     found.pop(1, None)  # pooled over the whole image
     names = [found[side] for side in sorted(found, reverse=True)][-_STAGES:]
