@@ -8,6 +8,7 @@ import tiny
 
 from ressl_keras import SGD, ReSSL, UsageError, build_projector, views
 from ressl_keras.method import objectives
+from ressl_keras.method.optimizers import build_optimizer
 
 LOGS = {
     "loss",
@@ -190,6 +191,16 @@ def test_a_step_compiled_by_xla_learns_the_same(random):
         histories.append(fit(model, dataset))
     for name, values in histories[0].items():
         np.testing.assert_allclose(histories[1][name], values, rtol=1e-4)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lamb"])
+def test_xla_on_a_gpu_has_access_to_every_variable(optimizer):
+    """Not to those of int32: TensorFlow keeps them on the CPU."""
+    model = make()
+    model.compile(build_optimizer(optimizer, 0.1), jit_compile=True)
+    model.optimizer.build(model.trainable_variables)
+    variables = model.variables + model.optimizer.variables
+    assert {variable.dtype for variable in variables} == {"float32", "int64"}
 
 
 def test_the_two_views_draw_for_themselves(random):

@@ -51,7 +51,8 @@ class FeatureQueue(keras.layers.Layer):
         self._features = keras.Variable(
             _random_rows(self.size, self.dim, self.seed), name="features", **per_replica
         )
-        self._pointer = keras.Variable(0, dtype="int32", name="pointer", **per_replica)
+        # Not int32: TensorFlow keeps that on the CPU, where XLA on a GPU cannot get it.
+        self._pointer = keras.Variable(0, dtype="int64", name="pointer", **per_replica)
         self.built = True
 
     @property
@@ -70,7 +71,7 @@ class FeatureQueue(keras.layers.Layer):
 
     @property
     def pointer(self):
-        """Index of the oldest row, which is replaced next; int32 scalar."""
+        """Index of the oldest row, which is replaced next; int64 scalar."""
         return tf.convert_to_tensor(self._pointer.value)
 
     def enqueue(self, embeddings):
@@ -91,7 +92,7 @@ class FeatureQueue(keras.layers.Layer):
                 f"A batch of shape {tuple(embeddings.shape)} does not fit into a queue "
                 f"of {self.size} rows of {self.dim}."
             )
-        count = tf.shape(embeddings)[0]
+        count = tf.shape(embeddings, tf.int64)[0]
         pointer = self.pointer
         rows = (pointer + tf.range(count)) % self.size
         # The method `scatter_nd_update` is not implemented for distributed variables;
