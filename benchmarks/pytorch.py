@@ -19,6 +19,7 @@ import time
 
 import keras
 import numpy as np
+import tensorflow as tf
 from absl import app, flags
 
 from benchmarks import record
@@ -27,9 +28,6 @@ from ressl_keras.data.images import ArrayImages
 from ressl_keras.data.pipeline import training_batches
 
 ROOT = pathlib.Path(__file__).parents[1]
-# Of our own, since the script has no bottleneck blocks. In a folder of its own, since a
-# script sees its neighbours first, and `queue` here would hide Python's from PyTorch.
-BOTTLENECKS = ROOT / "benchmarks/peers/resnet50.py"
 # The step's networks under ours and theirs of their options.
 NETWORKS = {
     "resnet18_64": {
@@ -58,8 +56,10 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("python", sys.executable, "The Python that has PyTorch.")
 flags.DEFINE_string(
     "script",
-    "../shared/peers/torch_step.py",
-    "PyTorch's step with basic blocks; a relative path starts at the repository.",
+    # In a folder of its own, since a script sees its neighbours first, and `queue` here
+    # would hide Python's from PyTorch.
+    "benchmarks/peers/pytorch_step.py",
+    "PyTorch's step; a relative path starts at the repository.",
 )
 flags.DEFINE_list("networks", list(NETWORKS), f"Some of {', '.join(NETWORKS)}.")
 flags.DEFINE_list("dtypes", list(DTYPES), f"Some of {', '.join(DTYPES)}.")
@@ -105,22 +105,18 @@ def theirs(network, dtype, batch_size):
         "steps": FLAGS.steps,
         "threads": len(os.sched_getaffinity(0)),
     }
-    command = [FLAGS.python, script(network)]
+    if tf.config.list_physical_devices("GPU"):
+        options["device"] = "cuda"
+    command = [FLAGS.python, ROOT / FLAGS.script]
     command += [f"--{name}={value}" for name, value in options.items()]
     output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(output.stdout.splitlines()[-1])["best_ms"]
 
 
-def script(network):
-    basic = "width" in NETWORKS[network]["theirs"]
-    return ROOT / FLAGS.script if basic else BOTTLENECKS
-
-
 def check_the_peer():
     """Raises NoPeer with the reason where PyTorch's step cannot run."""
-    for network in FLAGS.networks:
-        if not script(network).exists():
-            raise NoPeer(f"There is no {script(network)}; name it by --script.")
+    if not (ROOT / FLAGS.script).exists():
+        raise NoPeer(f"There is no {ROOT / FLAGS.script}; name it by --script.")
     try:
         subprocess.run(
             [FLAGS.python, "-c", "import torch"], capture_output=True, check=True

@@ -7,8 +7,6 @@ import sys
 import pytest
 from conftest import ROOT
 
-SCRIPT = "--script=benchmarks/peers/resnet50.py"
-
 
 def run(*options):
     command = [sys.executable, "-m", "benchmarks.pytorch", *options]
@@ -18,7 +16,7 @@ def run(*options):
 @pytest.mark.parametrize(
     "options, hint",
     [
-        ([SCRIPT, "--python=/nowhere/python"], "--python"),
+        (["--python=/nowhere/python"], "--python"),
         (["--script=nowhere.py"], "--script"),
     ],
     ids=["no python", "no script"],
@@ -40,7 +38,7 @@ def test_it_takes_turns_and_writes_the_ratio(tmp_path):
     peer.chmod(0o755)
     results = tmp_path / "results.jsonl"
     small = ["--networks=resnet10_16", "--dtypes=float32", "--batch_size=4"]
-    small += ["--rounds=1", "--steps=1", SCRIPT]
+    small += ["--rounds=1", "--steps=1"]
     result = run(*small, f"--python={peer}", f"--results={results}")
     assert result.returncode == 0, result.stderr
     line = json.loads(results.read_text())

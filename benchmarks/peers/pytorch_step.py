@@ -1,12 +1,14 @@
-"""One training step of ReSSL with a bottleneck ResNet in PyTorch, timed.
+"""The training step of ReSSL as the paper's public script takes it, in PyTorch, timed.
 
-  PYTHON_WITH_TORCH benchmarks/peers/resnet50.py --size 224 --batch 8 --dtype bf16
+  PYTHON_WITH_TORCH benchmarks/peers/pytorch_step.py --blocks 1,1,1,1 --width 16
+  PYTHON_WITH_TORCH benchmarks/peers/pytorch_step.py --size 224 --batch 8 --dtype bf16
 
-What `benchmarks.pytorch` runs for ResNet-50: the stem with 7x7 filters and pooling, the
-stride of a block in its 3x3 convolution, a head of 512 and 128, channels last; the
-teacher a running average in training mode, a queue of 4,096 embeddings, SGD; images
-that are ready. Prints the best and the median time of a step as JSON. Needs PyTorch,
-and nothing of this repository.
+What `benchmarks.pytorch` runs beside ours. With `--width`, a ResNet of basic blocks for
+small images; without, one of bottlenecks with pooling in the stem and the stride of a
+block in its 3x3 convolution. A head of 512 and 128, channels last; the teacher a
+running average in training mode, a queue of 4,096 embeddings, SGD; images that are
+ready. Prints the best and the median time of a step as JSON. Needs PyTorch, and nothing
+of this repository.
 """
 
 import argparse
@@ -50,6 +52,35 @@ class Bottleneck(nn.Module):
         return functional.relu(y, inplace=True)
 
 
+class Basic(nn.Module):
+    """Two 3x3 convolutions, and add what came in."""
+
+    def __init__(self, inputs, width, stride):
+        super().__init__()
+        self.first = convolution(inputs, width, 3, stride)
+        self.second = convolution(width, width, 3)
+        self.shortcut = None
+        if stride > 1 or inputs != width:
+            self.shortcut = convolution(inputs, width, 1, stride)
+
+    def forward(self, x):
+        y = self.second(functional.relu(self.first(x), inplace=True))
+        y += x if self.shortcut is None else self.shortcut(x)
+        return functional.relu(y, inplace=True)
+
+
+def small_encoder(blocks, width):
+    """As `encoder`, with basic blocks and a stem for images of 32 pixels."""
+    stages = [convolution(3, width, 3), nn.ReLU(inplace=True)]
+    channels = width
+    for stage, count in enumerate(blocks):
+        for index in range(count):
+            stride = 2 if stage and not index else 1
+            stages.append(Basic(channels, width * 2**stage, stride))
+            channels = width * 2**stage
+    return nn.Sequential(*stages, *head(channels))
+
+
 def encoder(blocks):
     """Images [batch, 3, height, width] to embeddings [batch, DIM]."""
     stem = [convolution(3, 64, 7, 2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)]
@@ -59,26 +90,31 @@ def encoder(blocks):
             stride = 2 if stage and not index else 1
             stages.append(Bottleneck(channels, 64 * 2**stage, stride))
             channels = 256 * 2**stage
-    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, HIDDEN)]
-    head += [nn.ReLU(inplace=True), nn.Linear(HIDDEN, DIM)]
-    return nn.Sequential(*stem, *stages, *head)
+    return nn.Sequential(*stem, *stages, *head(channels))
+
+
+def head(channels):
+    """From feature maps to embeddings."""
+    pooled = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, HIDDEN)]
+    return [*pooled, nn.ReLU(inplace=True), nn.Linear(HIDDEN, DIM)]
 
 
 class Training:
     """Student, teacher, queue and optimizer; `step` trains on two views."""
 
-    def __init__(self, blocks, half):
-        self.student = encoder(blocks).to(memory_format=torch.channels_last)
+    def __init__(self, student, device, half):
+        self.student = student.to(device, memory_format=torch.channels_last)
         self.teacher = copy.deepcopy(self.student)
-        self.queue = functional.normalize(torch.randn(DIM, QUEUE), dim=0)
+        queue = torch.randn(DIM, QUEUE, device=device)
+        self.queue = functional.normalize(queue, dim=0)
         self.written = 0
-        self.half = half
+        self.autocast = {"device_type": device, "enabled": half}
         self.optimizer = torch.optim.SGD(
             self.student.parameters(), lr=0.06, momentum=0.9, weight_decay=5e-4
         )
 
     def embed(self, network, images):
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.half):
+        with torch.autocast(dtype=torch.bfloat16, **self.autocast):
             embeddings = network(images)
         return functional.normalize(embeddings.float(), dim=1)
 
@@ -104,6 +140,8 @@ class Training:
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--blocks", default="3,4,6,3")
+    parser.add_argument("--width", type=int, default=0)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32")
@@ -112,11 +150,12 @@ def main():
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     blocks = [int(count) for count in options.blocks.split(",")]
-    training = Training(blocks, options.dtype == "bf16")
+    torch.backends.cudnn.benchmark = True  # takes the fastest convolutions
+    student = small_encoder(blocks, options.width) if options.width else encoder(blocks)
+    training = Training(student, options.device, options.dtype == "bf16")
+    shape = [options.batch, 3, options.size, options.size]
     weak, strong = (
-        torch.randn(options.batch, 3, options.size, options.size).contiguous(
-            memory_format=torch.channels_last
-        )
+        torch.randn(shape).to(options.device, memory_format=torch.channels_last)
         for _ in range(2)
     )
     times = []
