@@ -215,14 +215,17 @@ def test_what_is_not_there_is_refused(monkeypatch):
         devices.make_strategy("mirorred")
 
 
+@pytest.mark.parametrize(
+    "config, reason",
+    [
+        (Config(batch_size=16), "batch of 16 cannot be split over 3"),
+        (Config(batch_size=15, jit_compile=True), "XLA cannot .* 3 .* --jit_compile"),
+    ],
+    ids=["batch", "XLA"],
+)
 @pytest.mark.long
-def test_a_batch_that_the_replicas_cannot_share_is_refused(tmp_path):
+def test_what_several_replicas_cannot_do_is_refused(config, reason, tmp_path):
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1", "CPU:2"])
-    images = ArrayImages(*shapes.render(80, 0, size=8))
-    with pytest.raises(UsageError, match="batch of 16 cannot be split over 3"):
-        pretrain(
-            Dataset("shapes", images),
-            tmp_path,
-            Config(batch_size=16),
-            strategy=strategy,
-        )
+    dataset = Dataset("shapes", ArrayImages(*shapes.render(80, 0, size=8)))
+    with pytest.raises(UsageError, match=reason):
+        pretrain(dataset, tmp_path, config, strategy=strategy)

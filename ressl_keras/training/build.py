@@ -69,7 +69,8 @@ def make_plan(config, images, replicas=1):
         A `Plan`.
 
     Raises:
-        UsageError: if the sizes of data set, batch and replicas do not fit together.
+        UsageError: if the sizes of data set, batch and replicas do not fit together, or
+            XLA shall compile a step of several replicas.
     """
     batch_size, count = config.batch_size, len(images)
     if batch_size > count:
@@ -81,6 +82,11 @@ def make_plan(config, images, replicas=1):
         raise UsageError(
             f"The batch of {batch_size} cannot be split over {replicas} replicas in "
             "equal parts."
+        )
+    if config.jit_compile and replicas > 1:
+        raise UsageError(
+            f"XLA cannot compile a step of {replicas} replicas; leave out "
+            "--jit_compile, or train on one device with --strategy=one_device."
         )
     config.check_parts(replicas)
     steps_per_epoch = count // batch_size
