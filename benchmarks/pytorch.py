@@ -54,10 +54,10 @@ DTYPES = {"float32": ("float32", "fp32"), "bfloat16": ("mixed_bfloat16", "bf16")
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("python", sys.executable, "The Python that has PyTorch.")
+# In a folder of its own, since a script sees its neighbours first, and `queue` here
+# would hide Python's from PyTorch.
 flags.DEFINE_string(
     "script",
-    # In a folder of its own, since a script sees its neighbours first, and `queue` here
-    # would hide Python's from PyTorch.
     "benchmarks/peers/pytorch_step.py",
     "PyTorch's step; a relative path starts at the repository.",
 )
@@ -115,8 +115,9 @@ def theirs(network, dtype, batch_size):
 
 def check_the_peer():
     """Raises NoPeer with the reason where PyTorch's step cannot run."""
-    if not (ROOT / FLAGS.script).exists():
-        raise NoPeer(f"There is no {ROOT / FLAGS.script}; name it by --script.")
+    script = ROOT / FLAGS.script
+    if not script.exists():
+        raise NoPeer(f"There is no {script}; name it by --script.")
     try:
         subprocess.run(
             [FLAGS.python, "-c", "import torch"], capture_output=True, check=True

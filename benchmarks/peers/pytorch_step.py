@@ -32,71 +32,55 @@ def convolution(inputs, outputs, kernel, stride=1):
     )
 
 
-class Bottleneck(nn.Module):
-    """Narrow, look around, widen by four, and add what came in."""
+class Residual(nn.Module):
+    """Some convolutions, to which is added what came in."""
 
-    def __init__(self, inputs, width, stride):
+    def __init__(self, inputs, outputs, stride, *convolutions):
         super().__init__()
-        self.narrow = convolution(inputs, width, 1)
-        self.look = convolution(width, width, 3, stride)
-        self.widen = convolution(width, 4 * width, 1)
+        self.convolutions = nn.Sequential(*convolutions)
         self.shortcut = None
-        if stride > 1 or inputs != 4 * width:
-            self.shortcut = convolution(inputs, 4 * width, 1, stride)
+        if stride > 1 or inputs != outputs:
+            self.shortcut = convolution(inputs, outputs, 1, stride)
 
     def forward(self, x):
-        y = functional.relu(self.narrow(x), inplace=True)
-        y = functional.relu(self.look(y), inplace=True)
-        y = self.widen(y)
+        y = self.convolutions(x)
         y += x if self.shortcut is None else self.shortcut(x)
         return functional.relu(y, inplace=True)
 
 
-class Basic(nn.Module):
-    """Two 3x3 convolutions, and add what came in."""
-
-    def __init__(self, inputs, width, stride):
-        super().__init__()
-        self.first = convolution(inputs, width, 3, stride)
-        self.second = convolution(width, width, 3)
-        self.shortcut = None
-        if stride > 1 or inputs != width:
-            self.shortcut = convolution(inputs, width, 1, stride)
-
-    def forward(self, x):
-        y = self.second(functional.relu(self.first(x), inplace=True))
-        y += x if self.shortcut is None else self.shortcut(x)
-        return functional.relu(y, inplace=True)
+def basic(inputs, width, stride):
+    """Two 3x3 convolutions."""
+    first, second = convolution(inputs, width, 3, stride), convolution(width, width, 3)
+    return Residual(inputs, width, stride, first, nn.ReLU(inplace=True), second)
 
 
-def small_encoder(blocks, width):
-    """As `encoder`, with basic blocks and a stem for images of 32 pixels."""
-    stages = [convolution(3, width, 3), nn.ReLU(inplace=True)]
-    channels = width
+def bottleneck(inputs, width, stride):
+    """Narrow, look around, widen by four."""
+    narrow, relu = convolution(inputs, width, 1), nn.ReLU(inplace=True)
+    look, widen = convolution(width, width, 3, stride), convolution(width, 4 * width, 1)
+    return Residual(inputs, 4 * width, stride, narrow, relu, look, relu, widen)
+
+
+def encoder(blocks, width):
+    """Images [batch, 3, height, width] to embeddings [batch, DIM].
+
+    With a width, of basic blocks and with a stem for small images.
+    """
+    if width:
+        block, widening, channels = basic, 1, width
+        layers = [convolution(3, width, 3), nn.ReLU(inplace=True)]
+    else:
+        block, widening, width, channels = bottleneck, 4, 64, 64
+        layers = [convolution(3, 64, 7, 2), nn.ReLU(inplace=True)]
+        layers.append(nn.MaxPool2d(3, 2, 1))
     for stage, count in enumerate(blocks):
         for index in range(count):
             stride = 2 if stage and not index else 1
-            stages.append(Basic(channels, width * 2**stage, stride))
-            channels = width * 2**stage
-    return nn.Sequential(*stages, *head(channels))
-
-
-def encoder(blocks):
-    """Images [batch, 3, height, width] to embeddings [batch, DIM]."""
-    stem = [convolution(3, 64, 7, 2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)]
-    stages, channels = [], 64
-    for stage, count in enumerate(blocks):
-        for index in range(count):
-            stride = 2 if stage and not index else 1
-            stages.append(Bottleneck(channels, 64 * 2**stage, stride))
-            channels = 256 * 2**stage
-    return nn.Sequential(*stem, *stages, *head(channels))
-
-
-def head(channels):
-    """From feature maps to embeddings."""
-    pooled = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, HIDDEN)]
-    return [*pooled, nn.ReLU(inplace=True), nn.Linear(HIDDEN, DIM)]
+            layers.append(block(channels, width * 2**stage, stride))
+            channels = widening * width * 2**stage
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, HIDDEN)]
+    layers += [nn.ReLU(inplace=True), nn.Linear(HIDDEN, DIM)]
+    return nn.Sequential(*layers)
 
 
 class Training:
@@ -108,13 +92,13 @@ class Training:
         queue = torch.randn(DIM, QUEUE, device=device)
         self.queue = functional.normalize(queue, dim=0)
         self.written = 0
-        self.autocast = {"device_type": device, "enabled": half}
+        self.device, self.half = device, half
         self.optimizer = torch.optim.SGD(
             self.student.parameters(), lr=0.06, momentum=0.9, weight_decay=5e-4
         )
 
     def embed(self, network, images):
-        with torch.autocast(dtype=torch.bfloat16, **self.autocast):
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.half):
             embeddings = network(images)
         return functional.normalize(embeddings.float(), dim=1)
 
@@ -151,7 +135,7 @@ def main():
     torch.set_num_threads(options.threads)
     blocks = [int(count) for count in options.blocks.split(",")]
     torch.backends.cudnn.benchmark = True  # takes the fastest convolutions
-    student = small_encoder(blocks, options.width) if options.width else encoder(blocks)
+    student = encoder(blocks, options.width)
     training = Training(student, options.device, options.dtype == "bf16")
     shape = [options.batch, 3, options.size, options.size]
     weak, strong = (
