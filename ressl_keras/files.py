@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import errno
+import fcntl
 import json
 import os
 import pathlib
@@ -70,6 +71,31 @@ def writing_beside(path):
     finally:
         with contextlib.suppress(OSError):
             os.remove(temporary)
+
+
+def lock(file, wait=False):
+    """Takes the lock of an open file.
+
+    The operating system drops it when the process ends in whatever way. It also holds
+    on most network disks.
+
+    Args:
+        file: descriptor of the file.
+        wait: whether to wait for another process that holds the lock.
+
+    Returns:
+        Whether it is taken; False on a disk that has no locks.
+
+    Raises:
+        BlockingIOError: if another process holds it.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        return False
+    return True
 
 
 def open_text(path, mode="r", newline=None):

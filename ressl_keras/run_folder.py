@@ -3,8 +3,6 @@
 import contextlib
 import csv
 import dataclasses
-import errno
-import fcntl
 import hashlib
 import os
 import shutil
@@ -14,6 +12,7 @@ import zlib
 
 from ressl_keras.errors import TEMPORARY, UsageError
 from ressl_keras.files import (
+    lock,
     open_text,
     read_json,
     read_lines,
@@ -100,8 +99,7 @@ class RunFolder:
     def locked(self):
         """A context in which no other process trains or exports here.
 
-        The operating system holds the lock, also on network disks, and drops it when
-        the process ends in whatever way. The file only says who holds it.
+        The operating system holds the lock. The file only says who holds it.
 
         Raises:
             UsageError: if another process holds the lock.
@@ -120,17 +118,14 @@ class RunFolder:
 
     def _take(self, file):
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not lock(file):
+                print(f"{self.path} cannot be locked; start no second run there.")
         except BlockingIOError:
             holder = os.read(file, 1000).decode(errors="replace") or "another process"
             raise UsageError(
                 f"{self.path} is in use by {holder}. Wait until it ends, or give "
                 "another --workdir."
             ) from None
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise
-            print(f"{self.path} cannot be locked; start no second run there.")
 
     def remove_leftovers(self):
         """Removes what interrupted writes left; call it where nobody else writes."""

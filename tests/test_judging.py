@@ -4,6 +4,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 
 import judges
 import keras
@@ -182,7 +183,7 @@ def test_an_interrupted_extraction_goes_on_with_the_blocks_that_are_missing(
     resources = Resources(cache=str(tmp_path), log=lines.append)
     with pytest.raises(tf.errors.OpError, match="out of power"):
         readable_features(encoder, images, resources, 8)
-    (parts,) = tmp_path.iterdir()
+    (parts,) = filter(pathlib.Path.is_dir, tmp_path.iterdir())
     kept = {path: path.read_bytes() for path in parts.iterdir()}
     assert 0 < len(kept) <= 4
     counting.most, counting.seen = None, 0
@@ -196,6 +197,36 @@ def test_an_interrupted_extraction_goes_on_with_the_blocks_that_are_missing(
     again, _ = readable_features(encoder, images, resources, 8)
     np.testing.assert_array_equal(again, found)
     assert counting.seen == 200 - 16 * len(kept)
+
+
+def test_the_same_features_are_extracted_by_one_of_two_processes(tmp_path):
+    """The second, which begins in the middle of the first, waits for it."""
+    images, waiting, found, seen = judges.images(40), threading.Event(), [], []
+
+    def extract_again():
+        resources = Resources(cache=str(tmp_path), log=lambda line: waiting.set())
+        found.append(readable_features(encoder, images, resources, 8)[0])
+
+    def look(batch):
+        if not seen:
+            second.start()
+            assert waiting.wait(timeout=60)
+        seen.extend(batch)
+        return batch
+
+    class Looking(keras.layers.Layer):
+        def call(self, batch):
+            looked = tf.numpy_function(look, [batch], batch.dtype)
+            return tf.ensure_shape(looked, batch.shape)
+
+    encoder = keras.Sequential(
+        [keras.Input([8, 8, 3]), Looking(), keras.layers.Flatten()]
+    )
+    second = threading.Thread(target=extract_again)
+    first, _ = readable_features(encoder, images, Resources(cache=str(tmp_path)), 8)
+    second.join(timeout=60)
+    np.testing.assert_array_equal(*found, first)
+    assert len(seen) == 40 and len(list(tmp_path.iterdir())) == 1
 
 
 class Unreadable:

@@ -1,5 +1,6 @@
 """Features of a set of images, extracted once; of a large set into a file."""
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -15,7 +16,7 @@ from ressl_keras.data.images import ArrayImages, Subset, spread_indices
 from ressl_keras.encoders.embed import embeddings, write_npy
 from ressl_keras.encoders.encoder import encoder_hash
 from ressl_keras.errors import UsageError
-from ressl_keras.files import read_json, replacing, write_json
+from ressl_keras.files import lock, read_json, replacing, write_json
 
 # Features of more bytes than this go into a file.
 LIMIT = 2**30
@@ -122,7 +123,7 @@ def readable_features(encoder, images, resources, batch_size=256):
         path = os.path.join(folder, f"features-{fingerprint(encoder, images)}.npy")
         _check_agreement(path, resources)
         if resources.gather(int(os.path.exists(path))) != [1]:
-            _extract_into(path, encoder, images, resources, batch_size)
+            _extract_once(path, encoder, images, resources, batch_size)
         features = np.load(path, mmap_mode="r") if resources.chief else None
         unreadable = read_json(_sidecar(path)).get("unreadable", [])
     if unreadable:
@@ -197,6 +198,29 @@ class _Parts:
             if unreadable:
                 write_json(_sidecar(path), {"unreadable": unreadable})
         shutil.rmtree(self.folder)
+
+
+def _extract_once(path, *arguments):
+    """The same as `_extract_into`, or waits for another process that does it."""
+    *_, resources, _ = arguments
+    if resources.place[1] > 1:  # workers that wait for each other
+        _extract_into(path, *arguments)
+        return
+    name = f"{os.path.splitext(path)[0]}.lock"
+    file = os.open(name, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            lock(file)
+        except BlockingIOError:
+            resources.log("Another process extracts the same features; waiting for it.")
+            lock(file, wait=True)
+        if not os.path.exists(path):
+            _extract_into(path, *arguments)
+        # Nobody takes it any more, since the features are there.
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(name)
+    finally:
+        os.close(file)
 
 
 def _extract_into(path, encoder, images, resources, batch_size):
