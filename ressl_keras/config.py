@@ -40,8 +40,8 @@ class Config(ImageOptions):
 
     image_size: int | None = setting(
         None,
-        "Side of the views in pixels. Default: the size of the images, 224 where "
-        "they differ in size.",
+        "Side of the views in pixels. Default: the size of the images if they have "
+        "one and are kept in memory decoded, else 224.",
         group="Data",
         first=True,
         low=8,

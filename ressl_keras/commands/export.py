@@ -2,7 +2,8 @@
 
   ressl-export --workdir=runs/cifar10 --formats=onnx
   ressl-export --workdir=runs/cifar10 --network=teacher --output=runs/teacher
-  ressl-export --encoder=mobilenet.keras --preprocessing=tf --output=served
+  ressl-export --encoder=mobilenet.keras --preprocessing=tf \\
+      --image_size=224 --output=served
 
 A run writes the first two when it ends. This command exports again, from the
 last checkpoint of a run, or an encoder in a file, trained here or elsewhere.

@@ -1,7 +1,7 @@
 """Packs a folder of images into a few large files, which disks read faster.
 
   ressl-pack --data_dir=my_images --output=my_shards
-  ressl-train --dataset=packed --data_dir=my_shards --workdir=runs/mine
+  ressl-train --recipe=folder --dataset=packed --data_dir=my_shards
 
 The files of the images are not changed. Training on the shards equals training
 on the folder.
@@ -96,7 +96,8 @@ def pack(options):
         f"{count:,} images of {name}" for name, count in counts.items()
     )
     log(f"{found} are in {printable(options.output)}. To learn from them:")
-    words = ["ressl-train", "--dataset=packed", f"--data_dir={options.output}"]
+    words = ["ressl-train", "--recipe=folder", "--dataset=packed"]
+    words.append(f"--data_dir={options.output}")
     log(f"  {shlex.join(words)}")
 
 

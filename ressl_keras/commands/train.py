@@ -2,7 +2,7 @@
 
   ressl-train --recipe=quickstart
   ressl-train --recipe=cifar10 --workdir=runs/cifar10
-  ressl-train --dataset=folder --data_dir=my_images --workdir=runs/mine
+  ressl-train --recipe=folder --data_dir=my_images --workdir=runs/mine
 
 The same command again resumes a run that was interrupted.
 """

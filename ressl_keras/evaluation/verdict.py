@@ -208,7 +208,7 @@ def _next(numbers, findings):
     if waiting.state == "bad":
         tips.append(
             "For the input: more processor cores, images stored near the size that "
-            "they are used at, --check_images (it keeps small ones in memory)."
+            "they are used at, or ressl-pack where the disk is slow at opening files."
         )
     tips += _about_the_curve(numbers)
     if numbers.queue_size and numbers.images and numbers.queue_size > numbers.images:
@@ -219,7 +219,7 @@ def _next(numbers, findings):
     if learned.state in ("fair", "bad") and numbers.steps and not tips:
         if numbers.steps < _FEW_STEPS:
             tips.append(
-                f"{numbers.steps:,} steps are few; a useful encoder takes some "
+                f"{numbers.steps:,} steps are few; a good encoder takes tens of "
                 "thousands: more --epochs."
             )
         else:

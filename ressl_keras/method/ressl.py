@@ -88,7 +88,7 @@ class ReSSL(keras.Model):
     Raises:
         UsageError: if the momentum is outside [0, 1], the queue has no rows,
             `references` is unknown, or `accumulate_steps` is not positive.
-        TypeError: if `objective` is no objective, such as a plain function.
+        TypeError: if `objective` is not callable or has no temperatures.
 
     Example:
 

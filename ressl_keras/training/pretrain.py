@@ -95,7 +95,7 @@ def pretrain(
     Example:
 
     >>> dataset = load_dataset("folder", "my_images")
-    >>> pretrain(dataset, "runs/mine", Config(backbone="resnet18_small", epochs=100))
+    >>> pretrain(dataset, "runs/mine", Config(image_size=64, epochs=100))
     'runs/mine/encoder.keras'
     """
     strategy = strategy or tf.distribute.get_strategy()
