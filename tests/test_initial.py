@@ -67,6 +67,27 @@ def test_a_source_sees_images_scaled_as_it_was_trained(mode, pixels, random, tmp
         np.testing.assert_array_equal(one, other)
 
 
+def test_a_scaling_that_only_trained_weights_have_is_taken_over(
+    pixels, random, tmp_path
+):
+    """EfficientNet of keras.applications has one behind its normalisation."""
+
+    def efficient(scale):
+        images = keras.Input([8, 8, 3])
+        x = keras.layers.Normalization()(keras.layers.Rescaling(1 / 255)(images))
+        x = keras.layers.Rescaling(scale)(x) if scale else x
+        x = keras.layers.Conv2D(4, 3)(x)
+        return keras.Model(images, keras.layers.GlobalAveragePooling2D()(x))
+
+    there = efficient([2.0, 3.0, 4.0])
+    there.layers[2].adapt(random.uniform(size=[4, 8, 8, 3]))
+    there.save(tmp_path / "there.keras")
+    for own in (efficient(None), efficient([2.0, 3.0, 4.0])):
+        model, _ = started(tmp_path / "there.keras", own, init_preprocessing="none")
+        encoder = build_encoder(model.backbone)
+        np.testing.assert_allclose(encoder(pixels), there(pixels), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", MODES)
 def test_the_scaling_of_a_keras_network_is_known(name):
     assert networks.application_mode(name) == MODES[name]

@@ -5,6 +5,7 @@ import contextlib
 import keras
 
 from ressl_keras.augmentation.statistics import statistics
+from ressl_keras.weights import copy_weights
 
 # Side in pixels at which the resolutions inside a network are compared: larger than
 # the stride of any network, so that only pooling over the whole image gives 1 x 1.
@@ -119,7 +120,7 @@ def _copy(model, input_shape, policy, preprocessed=None, stages=None):
         call_function=None if isinstance(model, keras.Sequential) else call,
         recursive=True,
     )
-    copy.set_weights(model.get_weights())
+    copy_weights(model, copy)
     return copy
 
 

@@ -17,6 +17,7 @@ from ressl_keras.encoders.archive import check_archive, import_libraries
 from ressl_keras.errors import UsageError, first_line
 from ressl_keras.files import read_json, replacing, write_json
 from ressl_keras.run_folder import RunFolder
+from ressl_keras.weights import copy_statistics
 
 PREPROCESSINGS = ("none", "tf", "torch", "caffe")
 
@@ -161,12 +162,13 @@ def load_encoder(
 
 
 def clone_encoder(encoder):
-    """The same network with fresh weights.
+    """The same network with fresh weights, and the same preprocessing.
 
     Raises:
         ValueError: if it is a subclassed model, which Keras cannot build again.
     """
     clone = keras.models.clone_model(encoder)
+    copy_statistics(encoder, clone)
     clone.image_size = getattr(encoder, "image_size", None)
     return clone
 

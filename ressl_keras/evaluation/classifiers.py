@@ -22,6 +22,7 @@ from ressl_keras.evaluation.features import (
 from ressl_keras.evaluation.keeping import Keeper
 from ressl_keras.evaluation.knn import accuracies
 from ressl_keras.evaluation.linear import blocks, class_count
+from ressl_keras.weights import copy_weights
 
 
 def online_linear_probe(
@@ -141,7 +142,7 @@ def finetune(
         plan.weights = balanced(train.labels)
     with resources.scope():
         network = clone_encoder(encoder)
-        network.set_weights(encoder.get_weights())
+        copy_weights(encoder, network)
         classes = class_count(train.labels, test.labels)
         classifier = keras.Sequential(
             [

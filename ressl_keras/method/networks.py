@@ -10,6 +10,7 @@ import numpy as np
 
 from ressl_keras.errors import UsageError, closest
 from ressl_keras.method.transformer import TRANSFORMERS, vision_transformer
+from ressl_keras.weights import copy_weights
 
 # Blocks in each of the four stages.
 _SMALL_RESNETS = {
@@ -289,9 +290,11 @@ def synchronize(backbone):
             config["synchronized"] = True
         return layer.__class__.from_config(config)
 
-    return keras.models.clone_model(
+    copy = keras.models.clone_model(
         backbone, clone_function=synchronized, recursive=True
     )
+    copy_weights(backbone, copy)
+    return copy
 
 
 def build_projector(

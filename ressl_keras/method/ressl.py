@@ -13,6 +13,7 @@ from ressl_keras.method.networks import build_projector
 from ressl_keras.method.normalization import fuse_batch_norms
 from ressl_keras.method.optimizers import SGD  # noqa: F401, saved models refer to it
 from ressl_keras.method.queue import FeatureQueue
+from ressl_keras.weights import copy_weights
 
 # What a step logs: `_track` has the first four, `_logs` the last.
 _METRICS = ("loss", "teacher_entropy", "student_entropy", "agreement", "embedding_std")
@@ -163,7 +164,7 @@ class ReSSL(keras.Model):
         )
         self.teacher = keras.models.clone_model(self.student)
         self.teacher.name = "teacher"
-        self.teacher.set_weights(self.student.get_weights())
+        copy_weights(self.student, self.teacher)
         # Same weights, for the training step only: `student` and `teacher` keep Keras'
         # layers, and files hold no others. Keras saves a shared layer under the first
         # attribute in alphabetical order, so these names come after those.

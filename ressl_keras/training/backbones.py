@@ -9,6 +9,7 @@ from ressl_keras.errors import UsageError, first_line
 from ressl_keras.files import replacing
 from ressl_keras.method.networks import check_backbone, pooled
 from ressl_keras.training.own import imported
+from ressl_keras.weights import copy_weights
 
 
 def is_own(backbone):
@@ -107,7 +108,7 @@ def in_policy(network, image_size, channels=3):
 
     try:
         copy = keras.models.clone_model(network, clone_function=rebuilt, recursive=True)
-        copy.set_weights(network.get_weights())
+        copy_weights(network, copy)
     except Exception as error:
         raise UsageError(
             f"The network {network.name} cannot be copied, as the teacher is: "

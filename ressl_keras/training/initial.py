@@ -11,6 +11,7 @@ from ressl_keras.errors import UsageError
 from ressl_keras.keras_private import flatten_layers
 from ressl_keras.method.networks import application_mode, application_weights
 from ressl_keras.run_folder import RunFolder
+from ressl_keras.weights import copy_weights, finalize
 
 IMAGENET = "imagenet"
 _PREFIX = "scaled_for_"
@@ -109,7 +110,7 @@ def start_from(model, config, log=print, load=load_source):
     else:
         source = load(config.init)
     reorder = config.init_preprocessing == "caffe" and not _own_mode(source)
-    found, wanted = list(_layers(source)), list(_layers(model.backbone))
+    found, wanted = _layers(source), _layers(model.backbone)
     pairs, left = _matched(found, wanted)
     if not pairs:
         raise UsageError(
@@ -118,16 +119,33 @@ def start_from(model, config, log=print, load=load_source):
         )
     for theirs, ours in pairs:
         weights = theirs.get_weights()
+        if isinstance(theirs, keras.layers.Normalization):
+            change = _scale_behind(source, theirs) / _scale_behind(model.backbone, ours)
+            weights[1] = weights[1] / change**2
         if reorder and len(weights[0].shape) == 4 and weights[0].shape[2] == 3:
             weights[0], reorder = weights[0][:, :, ::-1], False
         ours.set_weights(weights)
-    model.teacher.set_weights(model.student.get_weights())
+    finalize(model.student)
+    copy_weights(model.student, model.teacher)
     missing = ", ".join(layer.name for layer in left[:5])
     missing += f" and {len(left) - 5} more" if len(left) > 5 else ""
     log(
         f"{len(pairs)} of {len(wanted)} layers of {config.backbone} start from "
         f"{config.init}" + (f"; not found there: {missing}." if left else ".")
     )
+
+
+def _scale_behind(model, layer):
+    """What a `Rescaling` right behind a layer multiplies with; 1 if there is none.
+
+    Keras builds EfficientNet with one behind its `Normalization` for the ImageNet
+    weights only.
+    """
+    layers = list(_flat(model))
+    behind = layers[layers.index(layer) + 1 :][:1]
+    if behind and isinstance(behind[0], keras.layers.Rescaling):
+        return np.array(behind[0].scale)
+    return 1
 
 
 def _own_mode(source):
@@ -145,10 +163,15 @@ def _own_mode(source):
 
 def _layers(model):
     """Layers with weights, without those that hold other layers, in order."""
+    return [layer for layer in _flat(model) if layer.weights]
+
+
+def _flat(model):
+    """The layers of a model and of the models in it, in order."""
     for layer in model.layers:
         if isinstance(layer, keras.Model):
-            yield from _layers(layer)
-        elif layer.weights:
+            yield from _flat(layer)
+        else:
             yield layer
 
 
