@@ -87,6 +87,27 @@ def test_a_table_labels_some_images_and_the_rest_is_learned_from(folder):
         assert np.abs(learned - 10 * int(path.stem)).min() > 1
 
 
+@pytest.mark.parametrize("held_out", ["without images", "without labels", "with both"])
+def test_a_table_of_labels_holds_out_the_test_folder_or_every_tenth(held_out, tmp_path):
+    rows, root = [], tmp_path / "images"
+    for index in range(40 if held_out != "without images" else 30):
+        path = root / ("train" if index < 30 else "test") / f"{index:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (5 * index,) * 3).save(path)
+        if index < 30 or held_out == "with both":
+            rows.append(f"{path.relative_to(root)},{'odd' if index % 2 else 'even'}")
+    table = tmp_path / "labels.csv"
+    table.write_text("\n".join(rows))
+    dataset, said = loaded(root, labels=str(table))
+    shades = dataset.test.images.numpy()[:, 0, 0, 0] // 5
+    if held_out == "with both":
+        assert shades.tolist() == list(range(30, 40)) and len(dataset.train) == 30
+    else:
+        assert shades.tolist() == [9, 19, 29]
+        assert len(dataset.train) == len(dataset.pretrain) == 27
+    assert ("every tenth" in said) == (held_out == "without labels")
+
+
 @pytest.mark.parametrize(
     "text, message",
     [

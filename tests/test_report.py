@@ -473,6 +473,18 @@ def test_an_encoder_that_has_collapsed_or_burst_has_a_report(value, tmp_path):
         assert "is a collapse" in page.sections["verdict"]
 
 
+def test_labels_without_names_are_not_used(tmp_path):
+    """Those of a data set of which nothing is held out, or of --labels=none."""
+    pixels, labels = shapes.render(20, seed=0, size=8)
+    dataset = Dataset("one split", ArrayImages(pixels, labels))
+    path = report.write(
+        str(tmp_path / "x.html"), encoder=small_encoder(), dataset=dataset
+    )
+    page = Page(path)
+    assert json.loads(page.data[0])["classes"] == []
+    assert "✓" not in page.source and "✗" not in page.source
+
+
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_a_handful_of_images_has_a_report(count, tmp_path):
     few = Dataset("few", ArrayImages(shapes.render(count, 0, size=8)[0]))

@@ -143,6 +143,12 @@ def test_the_curve_says_whether_longer_is_better():
     assert tips[0].startswith("Nothing is wrong.")
 
 
+def test_a_curve_that_begins_late_says_nothing_of_its_first_half():
+    late = [(200, 34.0), (250, 60.0), (300, 70.0)]
+    _, tips = judged(knn=late)
+    assert not any("kNN" in tip for tip in tips)
+
+
 def test_a_queue_larger_than_the_data_set_is_named():
     _, tips = judged(images=1000)
     assert "queue of 4,096 embeddings holds some of the 1,000 images" in tips[0]

@@ -67,7 +67,12 @@ def _assign_from_table(listing, table, log):
             f"Warning: {len(rows)} rows of --labels name no readable image of the "
             f"folder, such as {printable(next(iter(rows)))}."
         )
-    if not listing.names:
+    if not held_out:
+        if len(listing.names) > 1:
+            log(
+                f"No image of {listing.names[1]} has a row in --labels; every tenth of "
+                f"{listing.names[0]} that has one is held out instead."
+            )
         train, held_out = folders.hold_out(train)
     known = {label for _, label in train}
     class_names = sorted(known)

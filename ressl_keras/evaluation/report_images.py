@@ -31,14 +31,15 @@ class _Embedded:
     images: object
     features: np.ndarray
     side: int
+    labelled: bool
 
     @property
     def labels(self):
-        return self.images.labels
+        return self.images.labels if self.labelled else None
 
     def take(self, indices):
         chosen = Subset(self.images, indices)
-        return _Embedded(chosen, self.features[indices], self.side)
+        return _Embedded(chosen, self.features[indices], self.side, self.labelled)
 
     def squares(self, indices):
         return pictures.squares(self.images, indices, self.side)
@@ -55,16 +56,21 @@ def look(encoder, dataset, predictions=None):
     Returns:
         Dict of sections of the report.
     """
+    # Without names of classes, labels that images may have are not used.
+    labelled = bool(dataset.class_names)
     if predictions is not None and predictions.test_features is not None:
         side = input_size(encoder, predictions.test)
-        asked = _Embedded(predictions.test, predictions.test_features, side)
-        bank = _Embedded(predictions.train, predictions.train_features, side)
+        sets = (
+            (predictions.test, predictions.test_features),
+            (predictions.train, predictions.train_features),
+        )
+        asked, bank = (_Embedded(*each, side, labelled) for each in sets)
     else:
         images = dataset.test if dataset.labelled else dataset.pretrain
         images = Subset(images, spread_indices(images, _MOST))
         side = input_size(encoder, images)
         features = encode(images, encoder, verbose=0)
-        asked = bank = _Embedded(images, features, side)
+        asked = bank = _Embedded(images, features, side, labelled)
     some = asked.take(spread_indices(asked.images, _MOST))
     class_names = [named(name) for name in dataset.class_names]
     if not np.isfinite(some.features).all():

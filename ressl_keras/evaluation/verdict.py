@@ -247,9 +247,11 @@ def _about_the_curve(numbers):
             f"kNN was best at step {best_step:,}, {best:.2f} %, and fell to "
             f"{last:.2f} %: a lower --learning_rate or fewer --epochs."
         ]
-    half = [point for point in knn if point[0] <= last_step / 2][-1]
-    rise = last - half[1]
-    if rise > _uncertainty(last, half[1], count):
+    first_half = [top1 for step, top1 in knn if step <= last_step / 2]
+    if not first_half:
+        return []
+    rise = last - first_half[-1]
+    if rise > _uncertainty(last, first_half[-1], count):
         return [
             f"kNN rose by {rise:.2f} points in the second half of the run: more "
             "--epochs are likely to help. The command with a larger number goes on "
