@@ -11,7 +11,7 @@ from PIL import Image
 from ressl_keras import build_backbone, load_encoder, read_image
 from ressl_keras.commands.embed import EmbedOptions, embed
 from ressl_keras.data.datasets import Dataset
-from ressl_keras.data.images import ArrayImages
+from ressl_keras.data.images import ArrayImages, Subset
 from ressl_keras.embeddings import embedding, table
 from ressl_keras.embeddings.table import read_table
 from ressl_keras.encoders.building import build_encoder
@@ -85,6 +85,47 @@ def test_sets_may_share_names_and_images(random):
     assert [table.labels for table in tables] == [["a", "b"], ["a", "b"], [None]]
     found = np.concatenate([table.embeddings for table in tables])
     np.testing.assert_allclose(found, network(pixels), atol=1e-5)
+
+
+def test_labelled_images_of_shards_are_left_out_by_their_place(random):
+    """Test shards may repeat the names of those to learn from."""
+    pixels = random.integers(0, 256, [5, 8, 8, 3]).astype(np.uint8)
+    pretrain = ArrayImages(pixels[:3], np.array([0, -1, 1]), "{}.png".format)
+    test = ArrayImages(pixels[3:], np.array([0, 1]), lambda index: f"{index + 1}.png")
+    dataset = Dataset("packed", pretrain, Subset(pretrain, [0, 2]), test, ["a", "b"])
+    network = build_encoder(build_backbone("resnet10_small", (8, 8, 3), width=4))
+    tables = list(embedding.embed(network, dataset, features.ONE_DEVICE))
+    assert [table.files for table in tables] == [
+        ["0.png", "2.png"],
+        ["1.png", "2.png"],
+        ["1.png"],
+    ]
+    found = np.concatenate([table.embeddings for table in tables])
+    order = [0, 2, 3, 4, 1]
+    np.testing.assert_allclose(found, network(pixels[order]), atol=1e-5)
+
+
+@pytest.mark.long
+def test_an_update_takes_nothing_that_was_read_in_another_way(
+    encoder, tmp_path, random, capsys
+):
+    (tmp_path / "images").mkdir()
+    for index in range(3):
+        deep = random.integers(0, 4096, [8, 8]).astype(np.uint16)
+        Image.fromarray(deep).save(tmp_path / "images" / f"{index}.png")
+    flags = "--labels=none", "--value_range=0,4095"
+    embeddings = []
+    for name, words in (
+        ("old", flags[:1]),
+        ("old", (*flags, "--update")),
+        ("new", flags),
+    ):
+        output = tmp_path / f"{name}.parquet"
+        run(encoder, tmp_path / "images", output, *words)
+        embeddings.append(read_table(str(output)).embeddings)
+    assert "is of other pixels; all images are embedded" in capsys.readouterr().out
+    np.testing.assert_array_equal(embeddings[1], embeddings[2])
+    assert not np.allclose(embeddings[0], embeddings[1])
 
 
 @pytest.mark.long

@@ -199,6 +199,20 @@ def test_an_interrupted_extraction_goes_on_with_the_blocks_that_are_missing(
     assert counting.seen == 200 - 16 * len(kept)
 
 
+def test_features_at_another_size_are_others(tmp_path):
+    """Of an encoder for all sizes, whose file says which it was trained on."""
+    encoder = keras.Sequential(
+        [keras.Input([None, None, 3]), keras.layers.Conv2D(2, 3)]
+    )
+    encoder.add(keras.layers.GlobalAveragePooling2D())
+    images, found = judges.images(20), []
+    for encoder.image_size in (8, 12):
+        features, _ = extract(encoder, images, cache=str(tmp_path))
+        np.testing.assert_array_equal(features, extract(encoder, images)[0])
+        found.append(features)
+    assert not np.allclose(*found)
+
+
 def test_the_same_features_are_extracted_by_one_of_two_processes(tmp_path):
     """The second, which begins in the middle of the first, waits for it."""
     images, waiting, found, seen = judges.images(40), threading.Event(), [], []

@@ -64,20 +64,26 @@ def embed(options):
     """Embeds as the options say."""
     from ressl_keras import devices
     from ressl_keras.embeddings import embedding, table
-    from ressl_keras.encoders.encoder import encoder_hash
+    from ressl_keras.encoders.encoder import encoder_hash, input_size
     from ressl_keras.evaluation.features import Resources
 
     strategy, chief, log = options.start()
     with strategy.scope():
         encoder = options.load_encoder()
     dataset = options.load(log=log)
-    facts = {"encoder": encoder_hash(encoder), "dataset": dataset.name}
+    size = input_size(encoder, dataset.pretrain)
+    facts = {
+        "encoder": encoder_hash(encoder),
+        "images": f"{size} pixels, {dataset.decoder}",
+        "dataset": dataset.name,
+    }
     known = None
     if options.update and os.path.exists(options.output):
         known = table.read_table(options.output)
-        if known.facts.get("encoder") != facts["encoder"]:
-            log(f"{options.output} is of another encoder; all images are embedded.")
-            known = None
+        for name, what in (("encoder", "another encoder"), ("images", "other pixels")):
+            if known and known.facts.get(name) != facts[name]:
+                log(f"{options.output} is of {what}; all images are embedded.")
+                known = None
     # What an interrupted call goes on from.
     work = f"{options.output}.work"
     resources = Resources(strategy=strategy, cache=work, log=log)

@@ -25,14 +25,15 @@ def embed(encoder, dataset, resources, root=None, known=None, log=print):
         A `Table` for each set of the data set. On workers other than the chief its
         embeddings are None.
     """
-    taken = set()
+    labelled = []
     for name, images in _sets(dataset):
         rows = _rows(name, images, dataset.class_names, root)
-        if not name:  # some of the images to learn from may be labelled
-            new = [i for i, file in enumerate(rows.files) if file not in taken]
+        if name == "train":
+            labelled = rows.files
+        if not name:
+            new = _without(images, rows.files, dataset.train, labelled)
             if len(new) < len(rows):
                 images, rows = Subset(images, new), _take(rows, new)
-        taken.update(rows.files)
         if len(rows) and known is None:
             yield _embedded(encoder, images, rows, resources)
         elif len(rows):
@@ -45,6 +46,15 @@ def _sets(dataset):
     if dataset.pretrain is not dataset.train:
         sets.append(("", dataset.pretrain))
     return [(name, images) for name, images in sets if images is not None]
+
+
+def _without(images, files, labelled, labelled_files):
+    """Indices of the images to learn from that are not among the labelled ones."""
+    if isinstance(labelled, Subset) and labelled.images is images:
+        # Names need not be unique in the shards of others.
+        return np.setdiff1d(np.arange(len(images)), labelled.indices.numpy())
+    taken = set(labelled_files)
+    return [i for i, file in enumerate(files) if file not in taken]
 
 
 def _rows(set_name, images, class_names, root):

@@ -14,7 +14,7 @@ import tensorflow as tf
 from ressl_keras import devices
 from ressl_keras.data.images import ArrayImages, Subset, spread_indices
 from ressl_keras.encoders.embed import embeddings, write_npy
-from ressl_keras.encoders.encoder import encoder_hash
+from ressl_keras.encoders.encoder import encoder_hash, input_size
 from ressl_keras.errors import UsageError
 from ressl_keras.files import lock, read_json, replacing, write_json
 
@@ -284,8 +284,9 @@ def _regrouped(arrays, sizes):
 
 
 def fingerprint(encoder, images):
-    """Hash of everything the features depend on: architecture, weights, images."""
+    """Hash of all that features depend on: network, weights, images and their size."""
     digest = hashlib.sha256(encoder_hash(encoder).encode())
+    digest.update(str(input_size(encoder, images)).encode())
     for part in _contents(images):
         digest.update(part)
     return digest.hexdigest()[:16]
