@@ -37,6 +37,15 @@ def test_it_says_what_the_encoder_is_and_only_names_files_that_are_there(folder)
     assert "`encoder.keras`" in text and "encoder.onnx" not in text
 
 
+def test_it_claims_no_training_that_nothing_is_known_of(folder):
+    write_card(folder)
+    assert "It was trained without labels." in card(folder)
+    facts = {"source": "mobilenet.keras", "input_size": [16, 16]}
+    save_encoder(keras.models.load_model(folder.encoder), folder.path, facts)
+    write_card(folder)
+    assert "without labels" not in card(folder)
+
+
 def test_its_figures_are_those_of_the_evaluation(folder):
     figures = {"knn": {"top1": 61.5, "top5": 90.0, "untrained_top1": 33.25}}
     figures["linear"] = {"top1": 70.0, "labels_per_class": 4}

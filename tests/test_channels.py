@@ -24,6 +24,7 @@ from ressl_keras.data.images import EncodedImages, in_channels
 from ressl_keras.data.pipeline import labelled_crops, training_batches
 from ressl_keras.encoders.embed import encode
 from ressl_keras.training import build
+from ressl_keras.training.exporting import export_file
 
 SEED = tf.constant([3, 4])
 SETTINGS = dict(
@@ -116,7 +117,7 @@ def test_an_alpha_channel_moves_with_the_image_and_keeps_its_values(random):
 @pytest.mark.parametrize("channels", [1, 4])
 @pytest.mark.long
 def test_a_run_keeps_its_channels_to_the_server(channels, random, tmp_path):
-    """Sixteen-bit gray or RGBA files of several sizes: train, export, serve."""
+    """Sixteen-bit gray or RGBA files of several sizes: train, export twice, serve."""
     files = []
     for i in range(16):
         shape = [17 + i, 20]
@@ -125,20 +126,28 @@ def test_a_run_keeps_its_channels_to_the_server(channels, random, tmp_path):
         else:
             pixels = random.integers(0, 256, [*shape, 4]).astype(np.uint8)
         files.append(saved(Image.fromarray(pixels), "PNG"))
-    decoder = decoding.Decoder(channels=channels)
+    bounds = (0.0, 5000.0)
+    decoder = decoding.Decoder(value_range=bounds, channels=channels)
     images = EncodedImages(files, np.arange(16) % 2, True, decoder)
     dataset = Dataset("files", images, images, images, ["a", "b"], decoder=decoder)
     lines = []
     path = pretrain(
-        dataset, tmp_path, Config(**SETTINGS), verbose=False, log=lines.append
+        dataset,
+        tmp_path,
+        Config(**SETTINGS, value_range=bounds),
+        verbose=False,
+        log=lines.append,
     )
     assert f"--channels={channels}" in (tmp_path / "flags.txt").read_text()
     encoder = load_encoder(path)
     assert encoder.input_shape == (None, None, None, channels)
     embedded = encode(images, encoder, verbose=0)
-    served = tf.saved_model.load(str(tmp_path / "export" / "1")).signatures
-    answer = served["serve_bytes"](image_bytes=tf.constant(files))["embedding"]
-    np.testing.assert_allclose(answer, embedded, atol=1e-4)
+    export_file(path, tmp_path / "again")
+    for folder in (tmp_path, tmp_path / "again"):
+        served = tf.saved_model.load(str(folder / "export" / "1")).signatures
+        answer = served["serve_bytes"](image_bytes=tf.constant(files))["embedding"]
+        np.testing.assert_allclose(answer, embedded, atol=1e-4)
+    assert f"16, 16, {channels}]" in (tmp_path / "again" / "README.md").read_text()
     assert (tmp_path / "views.png").exists()
     results = evaluate(encoder, dataset, ["knn"], log=lambda line: None)
     assert "top1" in results["knn"]

@@ -55,6 +55,7 @@ def _files(folder):
 
 def _text(described, results, files):
     size, dim = described["input_size"][0], described["embedding_size"]
+    by_itself = described.get("method") is not None
     made_from = [
         ("method", described.get("method")),
         ("backbone", described.get("backbone")),
@@ -74,12 +75,12 @@ def _text(described, results, files):
         [
             _TITLE,
             "It turns an image into a vector of features. Similar images have similar "
-            "vectors. It was trained without labels.",
+            "vectors." + (" It was trained without labels." if by_itself else ""),
             "\n".join(["| | |", "| --- | --- |", *rows]),
             "## Accuracy\n\n" + _accuracy(described, results),
             "## Limits\n\n" + _limits(size),
             "## Files\n\n" + "\n".join(listed),
-            "## Loading\n\n" + _loading(size, dim),
+            "## Loading\n\n" + _loading(size, described.get("channels", 3), dim),
         ]
     )
 
@@ -124,7 +125,7 @@ def _limits(size):
     )
 
 
-def _loading(size, dim):
+def _loading(size, channels, dim):
     return textwrap.dedent(
         f"""\
         ```python
@@ -132,7 +133,7 @@ def _loading(size, dim):
         import numpy as np
 
         encoder = keras.models.load_model("encoder.keras")
-        images = np.zeros([8, {size}, {size}, 3], "uint8")  # 0-255
+        images = np.zeros([8, {size}, {size}, {channels}], "uint8")  # 0-255
         features = encoder.predict(images)  # [8, {dim}]
         ```
 

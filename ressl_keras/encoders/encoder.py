@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from ressl_keras import __version__
+from ressl_keras.data.decoding import Decoder
 from ressl_keras.encoders import building
 from ressl_keras.encoders.archive import check_archive, import_libraries
 from ressl_keras.errors import UsageError, first_line
@@ -61,6 +62,7 @@ def describe(encoder, description):
     """The content of `encoder.json`: sizes, facts of the run, versions, the commit."""
     described = {
         "input_size": list(encoder.input_shape[1:3]),
+        "channels": encoder.input_shape[-1],
         "embedding_size": encoder.output_shape[-1],
         **description,
         "versions": {
@@ -184,6 +186,23 @@ def described_in(path):
     except (KeyError, ValueError, RecursionError):
         return {}
     return described if isinstance(described, dict) else {}
+
+
+def decoder_in(described, channels):
+    """How the images of an encoder became pixels, as its file says.
+
+    Args:
+        described: result of `described_in`.
+        channels: of the encoder's images.
+
+    Returns:
+        A `Decoder`; the default one, where the file says nothing that makes sense.
+    """
+    bounds = described.get("value_range")
+    kinds = [type(bound) for bound in bounds] if isinstance(bounds, list) else []
+    known = len(kinds) == 2 and set(kinds) <= {int, float}
+    oriented = described.get("exif_orientation") is not False
+    return Decoder(oriented, tuple(bounds) if known else None, channels)
 
 
 def _trained_size(path):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from ressl_keras.config import MAX_PIXELS, Config
 from ressl_keras.encoders.building import build_encoder, normalized
 from ressl_keras.encoders.encoder import (
+    decoder_in,
     described_in,
     is_frozen,
     load_encoder,
@@ -187,11 +188,13 @@ def export_file(
         raise UsageError(
             f"{path} would be replaced by another network; give another --output."
         )
-    class_names = described_in(path).get("class_names")
+    before = described_in(path)
+    class_names = before.get("class_names")
     if class_names and normalize:
         raise UsageError("--normalize is for encoders; this is a classifier.")
     described = {"source": os.path.basename(path), "normalized": normalize}
-    described |= {"class_names": class_names} if class_names else {}
+    kept = ("class_names", "exif_orientation", "value_range")
+    described |= {name: before[name] for name in kept if before.get(name) is not None}
     keras_file = not same and not class_names
     if keras_file:
         _say_what_is_replaced(target, described, log)
@@ -205,6 +208,7 @@ def export_file(
         keras_file,
         warmup=warmup,
         max_pixels=max_pixels,
+        decoder=decoder_in(before, encoder.input_shape[-1]),
         class_names=class_names,
     )
 
@@ -254,6 +258,8 @@ def facts(config, dataset_name, step, knn_top1):
         "dataset": dataset_name,
         "steps": step,
         "batch_size": config.batch_size,
+        "exif_orientation": config.exif_orientation,
+        "value_range": config.value_range,
         "knn_top1": knn_top1,
     }
 
