@@ -368,7 +368,7 @@ class Config(ImageOptions):
     profile: tuple[int, ...] | None = setting(
         None,
         "First and last step to profile for TensorBoard, such as 20,30, counted from "
-        "the start of this process.",
+        "where this process begins.",
         group="Output",
         resumable=True,
         low=1,
@@ -383,7 +383,7 @@ class Config(ImageOptions):
             raise UsageError(
                 f"profile must be two ascending steps; got {first},{last}."
             )
-        if self.references == "queue" and self.queue_size < self.batch_size:
+        if self.queue_size < self.batch_size:
             raise UsageError(
                 f"The queue of {self.queue_size} is smaller than the batch of "
                 f"{self.batch_size}."

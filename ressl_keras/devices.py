@@ -210,6 +210,7 @@ def _fit_on_workers(model, batches, strategy, epochs, steps_per_epoch, callbacks
 
     together = model.steps_per_execution
     iterator = iter(strategy.distribute_datasets_from_function(share))
+    model.stop_training = False
     callbacks.on_train_begin()
     for epoch in epochs:
         model.reset_metrics()
@@ -222,6 +223,10 @@ def _fit_on_workers(model, batches, strategy, epochs, steps_per_epoch, callbacks
         logs = model.get_metrics_result()
         logs["learning_rate"] = model.optimizer.learning_rate
         callbacks.on_epoch_end(epoch, logs)
+        # Which a callback asks for on the chief alone.
+        model.stop_training = any(gather(strategy, int(model.stop_training)))
+        if model.stop_training:
+            break
     callbacks.on_train_end(logs)
 
 

@@ -131,7 +131,7 @@ def test_nothing_is_read_from_the_device_between_two_reports(tmp_path):
         callbacks.MetricsTable(RunFolder(tmp_path)),
         history.History(RunFolder(tmp_path), 0, build.Plan(8), 8),
         tensorboard.StepScalars(tmp_path, every=100),
-        tensorboard.Profiler(tmp_path, write_graph=False),
+        tensorboard.Profiler(tmp_path, 1000, 1001),
         progress.Progress(1000, 90, log, every=1e9),
         checkpoints.Checkpoints(tmp_path / "checkpoints", 500, 2, 90),
     ]
@@ -145,10 +145,35 @@ def test_nothing_is_read_from_the_device_between_two_reports(tmp_path):
             listeners.on_train_batch_begin(batch)
             listeners.on_train_batch_end(batch, {"loss": OnDevice()})
         assert OnDevice.reads == 0
-        assert [each.step for each in run if hasattr(each, "step")] == [89] * 7
+        assert [each.step for each in run if hasattr(each, "step")] == [89] * 8
     finally:
         model.step = counter
         listeners.on_train_end()
+
+
+@pytest.mark.parametrize(
+    "together, profiled", [(1, [19, 29]), (8, [16, 32])], ids=["one by one", "by eight"]
+)
+def test_a_profile_has_the_steps_that_were_asked_for(together, profiled, monkeypatch):
+    """Counted through all calls of `fit` of a run that resumes at step 88."""
+    seen, step = [], 88
+    model = types.SimpleNamespace(steps_per_execution=together)
+    model.step = types.SimpleNamespace(numpy=lambda: step)
+    for name in ("start", "stop"):
+        monkeypatch.setattr(
+            tf.profiler.experimental, name, lambda *_: seen.append(step - 88)
+        )
+    profiler = tensorboard.Profiler("folder", 20, 29)
+    profiler.set_model(model)
+    for steps, epochs in ((16, 1), (104, 3)):
+        for epoch in range(epochs):
+            profiler.on_epoch_begin(epoch)
+            for batch in range(0, steps, together):
+                profiler.on_train_batch_begin(batch)
+                step += together
+                profiler.on_train_batch_end(batch + together - 1)
+        profiler.on_train_end()
+    assert seen == profiled
 
 
 def test_callbacks_from_elsewhere_get_numbers():

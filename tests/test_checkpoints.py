@@ -231,6 +231,20 @@ def test_training_goes_on_while_a_checkpoint_is_written(
             np.testing.assert_allclose(one[name], other[name], atol=1e-6, err_msg=name)
 
 
+def test_a_callback_ends_a_run_that_began_in_the_middle_of_an_epoch(tmp_path):
+    """As EarlyStopping does; the same command goes on."""
+
+    class Stop(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            self.model.stop_training = int(self.model.step.numpy()) == 4
+
+    run(tmp_path, max_steps=2)
+    run(tmp_path, callbacks=[Stop()])
+    assert kept(tmp_path)[0] == 4
+    run(tmp_path)
+    assert kept(tmp_path)[0] == 15
+
+
 def test_a_run_that_stops_at_once_lets_the_thread_end(tmp_path):
     def stop(step):
         if step == 3:

@@ -1,6 +1,7 @@
 """What TensorBoard finds in its folder, read as TensorBoard reads it."""
 
 import csv
+import io
 
 import keras
 import numpy as np
@@ -13,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins import projector
 
 from ressl_keras import views
-from ressl_keras.data.images import ArrayImages
+from ressl_keras.data.images import ArrayImages, EncodedImages
 from ressl_keras.training import tensorboard
 
 
@@ -75,6 +76,29 @@ def test_the_projector_has_features_labels_and_thumbnails(run):
     mean = pixels[23].mean(axis=(0, 1))
     np.testing.assert_allclose(last.mean(axis=(0, 1)), mean, atol=20)
     assert not sprite[4 * side :, 4 * side :].any()
+
+
+def test_the_projector_shows_each_images_own_thumbnail(tmp_path):
+    """Also behind one that cannot be read."""
+    files = []
+    for shade in (10, 90, 170, 250):
+        file = io.BytesIO()
+        Image.new("RGB", (8, 8), (shade,) * 3).save(file, "PNG")
+        files.append(file.getvalue())
+    images = EncodedImages([files[0], b"broken", *files[1:]], in_memory=True)
+    model = tiny.build_model()
+    model.step = tf.Variable(0)
+    pixels = keras.Input((8, 8, 3))
+    encoder = keras.Model(pixels, keras.layers.GlobalAveragePooling2D()(pixels))
+    dashboard = tensorboard.Dashboard(str(tmp_path), encoder, images)
+    dashboard.set_model(model)
+    dashboard.on_train_begin()
+    dashboard.on_epoch_end(0)
+    rows = np.loadtxt(tmp_path / "features.tsv")
+    sprite = np.asarray(Image.open(tmp_path / "thumbnails.png"))
+    side = len(sprite) // 2
+    shades = [sprite[y, x, 0] for y in (0, side) for x in (0, side)]
+    assert rows[:, 0].tolist() == shades == [10, 90, 170, 250]
 
 
 @pytest.mark.parametrize("every, steps", [(0, [5, 10]), (2, [2, 4, 5, 6, 8, 10, 10])])

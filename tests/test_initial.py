@@ -112,6 +112,17 @@ def test_an_encoder_of_this_package_goes_on_as_it_was(pixels, random, tmp_path):
     assert initial.preprocessing_of(Config(init=str(tmp_path / "plain.keras"))) == "own"
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_an_encoder_is_known_by_its_own_channels(channels, tmp_path):
+    """Also where the run that starts from it has others."""
+    shape = (8, 8, channels)
+    encoder = build_encoder(tiny.build_backbone(input_shape=shape))
+    encoder.save(tmp_path / "encoder.keras")
+    for wanted in (3, 4):
+        config = Config(init=str(tmp_path / "encoder.keras"), channels=wanted)
+        assert initial.preprocessing_of(config) == "own"
+
+
 def test_what_fits_is_taken_and_the_rest_is_named(random, tmp_path):
     def network(units):
         images = keras.Input([8, 8, 3])
@@ -147,6 +158,10 @@ def test_a_head_behind_the_network_is_left_out(random, tmp_path):
     [
         ({"init": "nowhere.keras"}, "There are no weights at --init=nowhere.keras"),
         ({"init": "imagenet"}, "such as ResNet50.* not for resnet18_small"),
+        (
+            {"init": "imagenet", "init_preprocessing": "torch", "backbone": "resnet50"},
+            "such as ResNet50.* not for resnet50",
+        ),
         ({"init": "plain.keras"}, "is not known; say it with --init_preprocessing"),
     ],
 )

@@ -5,7 +5,7 @@ import os
 import keras
 import numpy as np
 
-from ressl_keras.augmentation.statistics import MEAN, STD
+from ressl_keras.augmentation.statistics import MEAN, STD, statistics
 from ressl_keras.encoders.encoder import load_model_file
 from ressl_keras.errors import UsageError
 from ressl_keras.keras_private import flatten_layers
@@ -52,15 +52,15 @@ def preprocessing_of(config, load=load_source):
     Raises:
         UsageError: if that is not known, or there is no such source.
     """
+    mode = application_mode(config.backbone)
+    if config.init == IMAGENET and mode is None:
+        raise UsageError(
+            f"--init=imagenet is for networks of keras.applications, such as "
+            f"ResNet50 or MobileNetV2, not for {config.backbone}."
+        )
     if config.init_preprocessing != "auto":
         return config.init_preprocessing
-    mode = application_mode(config.backbone)
     if config.init == IMAGENET:
-        if mode is None:
-            raise UsageError(
-                f"--init=imagenet is for networks of keras.applications, such as "
-                f"ResNet50 or MobileNetV2, not for {config.backbone}."
-            )
         return mode
     own = _own_mode(load(config.init)) or mode
     if own is None:
@@ -153,7 +153,9 @@ def _own_mode(source):
     kinds = [type(layer).__name__ for layer in source.layers[:3]]
     if kinds != ["InputLayer", "Rescaling", "Normalization"]:
         return None
-    if not np.allclose(np.ravel(source.layers[2].mean), MEAN, atol=1e-5):
+    mean = np.ravel(source.layers[2].mean)
+    known = len(mean) in (1, 3, 4) and statistics(len(mean))[0]
+    if not known or not np.allclose(mean, known, atol=1e-5):
         return None
     for layer in flatten_layers(source):
         if layer.name.startswith(_PREFIX):

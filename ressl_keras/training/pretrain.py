@@ -192,7 +192,10 @@ class _Run:
     def fit(self, parts, timer, callbacks, strategy):
         """Trains from segment to segment."""
         steps_per_epoch = self.plan.steps_per_epoch
+        self.model.stop_training = False
         for first, last in parts:
+            if self.model.stop_training:  # a callback asked for it
+                break
             steps = min(steps_per_epoch, last - first)
             epoch = first // steps_per_epoch
             devices.fit(
@@ -287,8 +290,10 @@ class _Run:
             MetricsTable(folder),
             self.history,
             StepScalars(folder.tensorboard, config.log_every, config.to_flags()),
-            Profiler(
-                folder.tensorboard, write_graph=False, profile_batch=config.profile or 0
+            *(
+                [Profiler(folder.tensorboard, *config.profile)]
+                if config.profile
+                else []
             ),
             *([Progress(plan.total_steps, plan.steps_per_epoch)] if verbose else []),
             *others,

@@ -15,31 +15,57 @@ from ressl_keras.data.images import Subset, spread_indices
 from ressl_keras.data.pipeline import evaluation_batches
 from ressl_keras.errors import naming_disk_errors
 from ressl_keras.evaluation import pictures
-from ressl_keras.evaluation.features import extract
+from ressl_keras.evaluation.features import ONE_DEVICE, readable_features
 from ressl_keras.files import replacing, write_lines
 from ressl_keras.training.callbacks import StepCallback, is_due
 
 _THUMBNAIL = 32  # side in pixels
 
 
-class Profiler(keras.callbacks.TensorBoard):
-    """The profile of some steps, as Keras' callback writes it, and nothing else.
+class Profiler(StepCallback):
+    """Writes a profile of some steps.
 
     Keras' callback passes the logs of every batch to a summary that is not written,
-    which waits for the device, and counts epochs on the x axis.
+    which waits for the device, and begins to count anew in every call of `fit`.
+
+    Args:
+        folder: of the TensorBoard logs.
+        first: first step, counted from the one that this process begins with.
+        last: last step; a call of the compiled graph that has it is profiled to its
+            end, and no profile goes beyond a call of `fit`.
     """
 
-    lazy = True  # see `LazyCallbacks`
+    def __init__(self, folder, first, last):
+        super().__init__()
+        self.folder, self.first, self.last = str(folder), first, last
+        self._start, self._running = None, False
+
+    def on_epoch_begin(self, epoch, logs=None):
+        super().on_epoch_begin(epoch, logs)
+        if self._start is None:
+            self._start = self.step
+
+    def on_train_batch_begin(self, batch, logs=None):
+        done = self.step - self._start
+        due = done + self.model.steps_per_execution >= self.first
+        if due and done < self.last and not self._running:
+            with naming_disk_errors(self.folder):
+                tf.profiler.experimental.start(self.folder)
+            self._running = True
 
     def on_train_batch_end(self, batch, logs=None):
-        super().on_train_batch_end(batch)
-
-    def on_epoch_end(self, epoch, logs=None):
-        pass
+        super().on_train_batch_end(batch, logs)
+        if self._running and self.step - self._start >= self.last:
+            self._stop()
 
     def on_train_end(self, logs=None):
-        with naming_disk_errors(self.log_dir):
-            super().on_train_end(logs)
+        if self._running:
+            self._stop()
+
+    def _stop(self):
+        with naming_disk_errors(self.folder):
+            tf.profiler.experimental.stop()
+        self._running, self.last = False, 0
 
 
 class StepScalars(StepCallback):
@@ -135,10 +161,9 @@ class Dashboard(keras.callbacks.Callback):
         with self._writer.as_default(step=step):
             for name, values in self._similarities().items():
                 tf.summary.histogram(f"similarities/{name}", values)
-        features, labels = extract(self.encoder, self.images)
-        thumbnails = pictures.squares(
-            self.images, np.arange(len(self.images)), _THUMBNAIL
-        )
+        features, images = readable_features(self.encoder, self.images, ONE_DEVICE)
+        thumbnails = pictures.squares(images, np.arange(len(images)), _THUMBNAIL)
+        labels = images.labels
         write_projector(self.folder, features, thumbnails, labels, self.class_names)
 
     def on_train_end(self, logs=None):
