@@ -7,10 +7,10 @@ import sys
 import keras
 import pytest
 
-from ressl_keras import build_backbone
+from ressl_keras import build_backbone, load_encoder
 from ressl_keras.encoders.building import build_encoder
 from ressl_keras.encoders.card import write_card
-from ressl_keras.encoders.encoder import save_encoder
+from ressl_keras.encoders.encoder import encoder_hash, save_encoder
 from ressl_keras.run_folder import RunFolder
 
 
@@ -35,6 +35,18 @@ def test_it_says_what_the_encoder_is_and_only_names_files_that_are_there(folder)
         assert words in text
     assert "Not measured." in text
     assert "`encoder.keras`" in text and "encoder.onnx" not in text
+
+
+def test_figures_of_another_encoder_are_not_its_own(folder):
+    """Such as those of the student, when the teacher is exported to the same folder."""
+    own = encoder_hash(load_encoder(folder.encoder))
+    figures = {"knn": {"top1": 61.5, "encoder": own, "dataset": "folder fish"}}
+    figures["linear"] = {"top1": 70.0, "encoder": "another"}
+    with open(folder.evaluation, "w") as file:
+        json.dump(figures, file)
+    write_card(folder)
+    assert "(weighted, 200), on folder fish | 61.50 |" in card(folder)
+    assert "70.00" not in card(folder)
 
 
 def test_it_claims_no_training_that_nothing_is_known_of(folder):

@@ -1,5 +1,8 @@
 """Whole evaluations: all protocols, beside the untrained encoder."""
 
+import json
+import os
+
 import keras
 import numpy as np
 import pytest
@@ -8,9 +11,10 @@ from ressl_keras import UsageError
 from ressl_keras.data import shapes
 from ressl_keras.data.datasets import Dataset
 from ressl_keras.data.images import ArrayImages
-from ressl_keras.encoders.encoder import load_encoder
-from ressl_keras.evaluation import protocols
+from ressl_keras.encoders.encoder import encoder_hash, load_encoder
+from ressl_keras.evaluation import judgement, protocols
 from ressl_keras.evaluation.features import extract
+from ressl_keras.evaluation_options import EvaluationOptions
 
 
 @pytest.fixture
@@ -44,6 +48,49 @@ def test_an_encoder_is_judged_beside_its_untrained_self(dataset, encoder):
         assert all(0 <= value <= 100 for value in values.values())
     lines = protocols.table(results).split("\n")
     assert len(lines) == 3 and f"{results['knn']['top1']:.2f}" in lines[1]
+
+
+def test_a_file_keeps_what_other_protocols_found_of_the_same_encoder(
+    dataset, encoder, tmp_path
+):
+    output = tmp_path / "evaluation.json"
+
+    def judged(*protocol):
+        options = EvaluationOptions(protocol=protocol)
+        quiet = {"log": lambda line: None}
+        found = judgement.judge(encoder, dataset, str(output), options, **quiet)
+        return found, json.loads(output.read_text())
+
+    first, _ = judged("knn")
+    second, written = judged("neighbours", "linear")
+    assert list(written) == ["knn", "linear", "neighbours"]
+    of = {"dataset": "shapes", "test_images": 100, "classes": 10}
+    of["encoder"] = encoder_hash(encoder)
+    for protocol, values in written.items():
+        assert values == {**(first | second)[protocol], **of}
+    dataset.name = "others"
+    assert list(judged("linear")[1]) == ["linear"]
+    judged("knn")
+    encoder.set_weights([2 * weight for weight in encoder.get_weights()])
+    assert list(judged("neighbours")[1]) == ["neighbours"]
+
+
+def test_the_state_of_an_interrupted_protocol_outlives_other_evaluations(
+    dataset, encoder, tmp_path
+):
+    work = tmp_path / "evaluation.unfinished"
+    work.mkdir()
+    (work / "features-0.npy").touch()
+    np.savez(work / "finetune-trained.npz", identity="of other settings")
+    for protocol, left in (("knn", ["finetune-trained.npz"]), ("finetune", None)):
+        judgement.judge(
+            encoder,
+            dataset,
+            str(tmp_path / "evaluation.json"),
+            EvaluationOptions(protocol=(protocol,), finetune_epochs=1),
+            log=lambda line: None,
+        )
+        assert (os.listdir(work) if work.exists() else None) == left
 
 
 def test_the_untrained_encoder_has_other_weights(encoder):

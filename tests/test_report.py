@@ -485,6 +485,16 @@ def test_labels_without_names_are_not_used(tmp_path):
     assert "✓" not in page.source and "✗" not in page.source
 
 
+def test_chance_and_error_are_those_of_the_images_that_were_judged(tmp_path):
+    """Also where the page shows another data set than the accuracies are of."""
+    values = {"top1": 35.0, "untrained_top1": 50.0, "test_images": 20, "classes": 2}
+    path = report.write(
+        str(tmp_path / "x.html"), dataset=small_dataset(), results={"knn": values}
+    )
+    said = " ".join(Page(path).sections["verdict"].split())
+    assert "of 20 test images" in said and "2 classes" in said
+
+
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_a_handful_of_images_has_a_report(count, tmp_path):
     few = Dataset("few", ArrayImages(shapes.render(count, 0, size=8)[0]))

@@ -93,10 +93,15 @@ def _accuracy(described, results):
     """Rows of what was measured, each beside the untrained network."""
     rows = []
     for protocol, values in results.items():
-        if "top1" not in values:
+        # Of earlier versions nothing says which encoder they are of.
+        own = values.get("encoder") in (None, described.get("encoder"))
+        if "top1" not in values or not own:
             continue
         name = _PROTOCOLS.get(protocol, protocol)
         name = ", ".join(filter(None, (name, printable(labels_used(values)))))
+        judged_on = values.get("dataset", described.get("dataset"))
+        if judged_on != described.get("dataset"):
+            name += f", on {printable(judged_on)}"
         untrained = values.get("untrained_top1")
         beside = "-" if untrained is None else f"{untrained:.2f}"
         rows.append(f"| {name} | {values['top1']:.2f} | {beside} |")

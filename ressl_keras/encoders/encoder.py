@@ -64,6 +64,7 @@ def describe(encoder, description):
         "input_size": list(encoder.input_shape[1:3]),
         "channels": encoder.input_shape[-1],
         "embedding_size": encoder.output_shape[-1],
+        "encoder": encoder_hash(encoder),
         **description,
         "versions": {
             "ressl_keras": __version__,

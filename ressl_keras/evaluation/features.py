@@ -200,11 +200,11 @@ class _Parts:
         shutil.rmtree(self.folder)
 
 
-def _extract_once(path, *arguments):
+def _extract_once(path, encoder, images, resources, batch_size):
     """The same as `_extract_into`, or waits for another process that does it."""
-    *_, resources, _ = arguments
+    work = path, encoder, images, resources, batch_size
     if resources.place[1] > 1:  # workers that wait for each other
-        _extract_into(path, *arguments)
+        _extract_into(*work)
         return
     name = f"{os.path.splitext(path)[0]}.lock"
     file = os.open(name, os.O_RDWR | os.O_CREAT, 0o666)
@@ -215,7 +215,7 @@ def _extract_once(path, *arguments):
             resources.log("Another process extracts the same features; waiting for it.")
             lock(file, wait=True)
         if not os.path.exists(path):
-            _extract_into(path, *arguments)
+            _extract_into(*work)
         # Nobody takes it any more, since the features are there.
         with contextlib.suppress(FileNotFoundError):
             os.remove(name)

@@ -1,16 +1,18 @@
 """Evaluate, write the result, print it and write the report: once for all commands."""
 
+import contextlib
 import os
+import re
 import shutil
 
 import tensorflow as tf
 
 from ressl_keras import devices
 from ressl_keras.encoders.card import write_card
-from ressl_keras.encoders.encoder import is_frozen, load_encoder
+from ressl_keras.encoders.encoder import encoder_hash, is_frozen, load_encoder
 from ressl_keras.evaluation import protocols, report
 from ressl_keras.evaluation.features import Resources
-from ressl_keras.evaluation_options import EvaluationOptions, labels_used
+from ressl_keras.evaluation_options import PROTOCOLS, EvaluationOptions, labels_used
 from ressl_keras.files import read_json, write_json
 from ressl_keras.run_folder import RunFolder, unfinished
 
@@ -27,8 +29,9 @@ def judge(
 ):
     """Evaluates an encoder, writes the accuracies as JSON, and a report beside them.
 
-    What an interrupted evaluation goes on from is in a folder beside the JSON file; it
-    is removed at the end.
+    Accuracies that the file has of the same encoder and data set by other protocols
+    stay in it. What an interrupted evaluation goes on from is in a folder beside the
+    JSON file; it is removed at the end.
 
     Args:
         encoder: result of `load_encoder`, called in the scope of the strategy.
@@ -62,8 +65,9 @@ def judge(
     )
     if not resources.chief:
         return results
-    write_json(output, results)
     table = protocols.table(results)
+    written = _with_earlier(results, encoder, dataset, read_json(output))
+    write_json(output, written)
     log(f"{table}\nWritten to {output}." if table else f"Written to {output}.")
     page = folder.report
     if os.path.basename(output) != os.path.basename(folder.evaluation):
@@ -73,15 +77,41 @@ def judge(
         log,
         encoder=encoder,
         dataset=dataset,
-        results=results,
+        results=written,
         predictions=predictions,
         initial=initial is not None,
         **about,
     )
     if about.get("run"):
         write_card(RunFolder(about["run"]), log)
-    shutil.rmtree(resources.work, ignore_errors=True)
+    _remove_states(resources.work, results)
     return results
+
+
+def _remove_states(work, results):
+    """Removes what an evaluation kept, but for states of protocols that did not run."""
+    with contextlib.suppress(FileNotFoundError):
+        for entry in os.scandir(work):
+            protocol = re.split(r"[-.]", entry.name)[0]
+            if protocol in results or protocol not in PROTOCOLS:
+                (shutil.rmtree if entry.is_dir() else os.remove)(entry.path)
+        with contextlib.suppress(OSError):  # some are left
+            os.rmdir(work)
+
+
+def _with_earlier(results, encoder, dataset, before):
+    """The results with what they are of, and those of other protocols of the same."""
+    subject = {"encoder": encoder_hash(encoder), "dataset": dataset.name}
+    about = dict(subject)
+    if dataset.labelled:
+        about |= {"test_images": len(dataset.test), "classes": len(dataset.class_names)}
+    merged = {
+        protocol: values
+        for protocol, values in before.items()
+        if isinstance(values, dict) and subject.items() <= values.items()
+    }
+    merged |= {protocol: {**values, **about} for protocol, values in results.items()}
+    return {protocol: merged[protocol] for protocol in PROTOCOLS if protocol in merged}
 
 
 def initial_of(run, encoder):
@@ -154,6 +184,7 @@ def report_again(workdir, output, dataset=None, command=None, log=print):
         encoder = load_encoder(folder.encoder)
         # Of some of the labels the choice is not known any more.
         known = "knn" in results and not labels_used(results["knn"])
+        known = known and results["knn"].get("dataset", dataset.name) == dataset.name
         if dataset.labelled and known:
             log("Extracting features.")
             predictions = protocols.predict(encoder, dataset)

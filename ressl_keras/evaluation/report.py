@@ -70,7 +70,7 @@ def write(
         "results": rows_of(results),
         "start": start_of(config),
         "compared": _compared(initial, config),
-        "judged_on": _judged_on(dataset),
+        "judged_on": _judged_on(results, dataset),
         "curves": curves.draw(rows, config, history),
         "views": _views(folder) if run else None,
         "files": page.files_of(folder, path) if run else [],
@@ -116,12 +116,10 @@ def _numbers(sections, results, rows, config, history, dataset):
         "waiting": curves.last_of(columns, "waiting"),
         "steps": int(rows[-1]["step"]) if rows else None,
         "start": start_of(config),
+        **_judged(results, dataset),
     }
     if dataset is not None:
         known["images"] = len(dataset.pretrain)
-        if dataset.labelled:
-            known["test_images"] = len(dataset.test)
-            known["classes"] = len(dataset.class_names)
     if sections.get("broken"):
         known |= {"rank": math.nan, "spread": math.nan}
     elif sections.get("health"):
@@ -149,11 +147,24 @@ def _compared(initial, config):
     return f"{words} (from --init)" if config and config.init else words
 
 
-def _judged_on(dataset):
-    """The images that accuracies are of, in words."""
+def _judged(results, dataset):
+    """Numbers of the images and classes that accuracies are of, a dict.
+
+    Of the results, which may be of another data set; else of the data set.
+    """
+    names = "test_images", "classes"
+    for values in (results or {}).values():
+        if "test_images" in values:
+            return {name: values[name] for name in names}
     if dataset is None or not dataset.labelled:
-        return "images"
-    return f"{len(dataset.test):,} images"
+        return {}
+    return dict(zip(names, (len(dataset.test), len(dataset.class_names))))
+
+
+def _judged_on(results, dataset):
+    """The images that accuracies are of, in words."""
+    count = _judged(results, dataset).get("test_images")
+    return "images" if count is None else f"{count:,} images"
 
 
 def _facts(description, config, history, encoder, dataset):
