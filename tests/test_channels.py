@@ -10,6 +10,7 @@ from PIL import Image
 from ressl_keras import (
     Config,
     UsageError,
+    build_backbone,
     evaluate,
     images_from,
     load_dataset,
@@ -20,8 +21,9 @@ from ressl_keras.augmentation import bundle, layers
 from ressl_keras.augmentations import view_augmentations
 from ressl_keras.data import decoding
 from ressl_keras.data.datasets import Dataset
-from ressl_keras.data.images import EncodedImages, in_channels
+from ressl_keras.data.images import ArrayImages, EncodedImages, in_channels
 from ressl_keras.data.pipeline import labelled_crops, training_batches
+from ressl_keras.encoders.building import build_encoder
 from ressl_keras.encoders.embed import encode
 from ressl_keras.training import build
 from ressl_keras.training.exporting import export_file
@@ -165,6 +167,16 @@ def test_a_folder_and_the_drawn_set_have_the_channels_asked_for(rgba, tmp_path):
     assert drawn.test.images.shape == (2000, 32, 32, 1)
     batches = training_batches(drawn.pretrain, 8, 0, 0, 1)
     assert next(iter(batches)).shape == (8, 32, 32, 1)
+
+
+def test_a_classifier_of_gray_images_in_memory_is_kept(random, tmp_path):
+    pixels = random.integers(0, 256, [20, 8, 8, 1]).astype(np.uint8)
+    images = ArrayImages(pixels, np.arange(20) % 2)
+    dataset = Dataset("gray", images, images, images, ["a", "b"])
+    encoder = build_encoder(build_backbone("resnet10_small", (8, 8, 1), width=4))
+    options = {"save_classifier": True, "workdir": tmp_path}
+    evaluate(encoder, dataset, ["linear"], log=lambda line: None, **options)
+    assert (tmp_path / "classifier" / "1" / "saved_model.pb").exists()
 
 
 def test_weights_for_colours_are_refused_for_gray_images():

@@ -1,5 +1,6 @@
 """The comparison with a training script that only pretends."""
 
+import re
 import statistics
 
 import pytest
@@ -77,6 +78,24 @@ def test_the_plot_is_an_image_of_something(setting):
         Image.open(folder / "out" / "comparison.png").convert("RGB").getcolors(1 << 20)
     )
     assert len(colours) > 10
+
+
+def test_long_names_of_lines_stay_different(setting):
+    folder, run, _ = setting
+    names = [f"{'a_recipe_with_a_name_' * 2}{end}" for end in ("one", "none", "other")]
+    for name in names:
+        (folder / f"{name}.flags").write_text("1.0")
+    run(seeds=2, names=names)
+    page = (folder / "out" / "comparison.html").read_text()
+    drawn = re.findall(r">(a_recipe_[^<]*…[^<]*)<", page)
+    assert set(drawn) == {
+        "a_recipe_with_…e_one, seed 0",
+        "a_recipe_with_…e_one, seed 1",
+        "a_recipe_with_…_none, seed 0",
+        "a_recipe_with_…_none, seed 1",
+        "a_recipe_with_…other, seed 0",
+        "a_recipe_with_…other, seed 1",
+    }
 
 
 def test_the_same_command_goes_on_where_it_stopped(setting):

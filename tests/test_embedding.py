@@ -13,6 +13,7 @@ from ressl_keras.commands.embed import EmbedOptions, embed
 from ressl_keras.data.datasets import Dataset
 from ressl_keras.data.images import ArrayImages, Subset
 from ressl_keras.embeddings import embedding, table
+from ressl_keras.embeddings.listing import Source
 from ressl_keras.embeddings.table import read_table
 from ressl_keras.encoders.building import build_encoder
 from ressl_keras.encoders.encoder import save_encoder
@@ -105,14 +106,48 @@ def test_labelled_images_of_shards_are_left_out_by_their_place(random):
     np.testing.assert_allclose(found, network(pixels[order]), atol=1e-5)
 
 
-@pytest.mark.long
-def test_an_update_takes_nothing_that_was_read_in_another_way(
-    encoder, tmp_path, random, capsys
-):
-    (tmp_path / "images").mkdir()
+@pytest.fixture
+def deep_images(tmp_path, random):
+    """A folder of 16-bit images."""
+    (tmp_path / "deep").mkdir()
     for index in range(3):
         deep = random.integers(0, 4096, [8, 8]).astype(np.uint16)
-        Image.fromarray(deep).save(tmp_path / "images" / f"{index}.png")
+        Image.fromarray(deep).save(tmp_path / "deep" / f"{index}.png")
+    return tmp_path / "deep"
+
+
+def test_a_query_is_read_as_the_images_of_the_table_were(
+    encoder, deep_images, tmp_path
+):
+    output = tmp_path / "e.parquet"
+    run(encoder, deep_images, output, "--labels=none", "--value_range=0,60000")
+    bank = Source.read(str(output))
+    path = str(deep_images / "1.png")
+    asked = Source.of_image(path, load_encoder(encoder), bank)
+    row = bank.table.files.index("1.png")
+    np.testing.assert_allclose(
+        asked.table.embeddings[0], bank.table.embeddings[row], atol=1e-5
+    )
+
+
+def test_an_encoder_decides_how_images_are_read_where_no_flag_does(
+    deep_images, tmp_path
+):
+    backbone = build_backbone("resnet10_small", (8, 8, 1), width=4)
+    facts = {"input_size": [8, 8], "value_range": [0.0, 60000.0]}
+    encoder = save_encoder(build_encoder(backbone, any_size=True), tmp_path, facts)
+    found = []
+    for words in ([], ["--value_range=0,60000", "--channels=1"], ["--value_range=0,9"]):
+        run(encoder, deep_images, tmp_path / "e.parquet", "--labels=none", *words)
+        found.append(read_table(str(tmp_path / "e.parquet")).embeddings)
+    np.testing.assert_array_equal(found[0], found[1])
+    assert not np.allclose(found[0], found[2])
+
+
+@pytest.mark.long
+def test_an_update_takes_nothing_that_was_read_in_another_way(
+    encoder, deep_images, tmp_path, capsys
+):
     flags = "--labels=none", "--value_range=0,4095"
     embeddings = []
     for name, words in (
@@ -121,7 +156,7 @@ def test_an_update_takes_nothing_that_was_read_in_another_way(
         ("new", flags),
     ):
         output = tmp_path / f"{name}.parquet"
-        run(encoder, tmp_path / "images", output, *words)
+        run(encoder, deep_images, output, *words)
         embeddings.append(read_table(str(output)).embeddings)
     assert "is of other pixels; all images are embedded" in capsys.readouterr().out
     np.testing.assert_array_equal(embeddings[1], embeddings[2])

@@ -16,6 +16,7 @@ from ressl_keras.encoders import embed
 from ressl_keras.encoders.building import build_encoder
 from ressl_keras.encoders.encoder import (
     describe,
+    encoder_hash,
     input_size,
     is_frozen,
     load_encoder,
@@ -280,6 +281,12 @@ def damaged(kind, folder):
     if kind == "map":
         model.save(path)
         return path, "not features"
+    if kind in ("oblong", "by name"):
+        pixels = keras.Input([8, 12 if kind == "oblong" else 8, 3])
+        features = keras.layers.GlobalAveragePooling2D()(pixels)
+        outputs = {"features": features} if kind == "by name" else features
+        keras.Model(pixels, outputs).save(path)
+        return path, "not squares" if kind == "oblong" else "features by name"
     if kind == "vectors":
         keras.Sequential([keras.Input([9]), keras.layers.Dense(2)]).save(path)
         return path, "not images"
@@ -300,6 +307,8 @@ def damaged(kind, folder):
         "text",
         "truncated",
         "map",
+        "oblong",
+        "by name",
         "vectors",
         "folder",
         "broken",
@@ -311,6 +320,28 @@ def test_what_is_no_encoder_is_one_clear_line(kind, tmp_path):
     with pytest.raises(UsageError, match=message) as caught:
         load_encoder(str(path))
     assert "\n" not in str(caught.value)
+
+
+def test_a_saved_model_is_the_same_wherever_it_lies(backbone, tmp_path):
+    """For tables of embeddings and for caches of features."""
+    hashes = []
+    for name in ("one", "other"):
+        build_encoder(backbone).export(tmp_path / name, verbose=False)
+        hashes.append(encoder_hash(load_encoder(str(tmp_path / name))))
+    kernel = backbone.layers[1].kernel
+    kernel.assign(2 * kernel)
+    build_encoder(backbone).export(tmp_path / "third", verbose=False)
+    changed = encoder_hash(load_encoder(str(tmp_path / "third")))
+    assert hashes[0] == hashes[1] != changed
+
+
+def test_pixels_are_rounded_for_an_encoder_of_whole_numbers(tmp_path):
+    pixels = keras.Input([4, 4, 3], dtype="uint8")
+    maps = keras.layers.Rescaling(1.0)(pixels)
+    encoder = keras.Model(pixels, keras.layers.GlobalAveragePooling2D()(maps))
+    batch = np.full([2, 4, 4, 3], [9.4, 9.5, 9.6], np.float32)
+    found = embed.encode([batch], encoder, verbose=0)
+    np.testing.assert_array_equal(found[0], np.round([9.4, 9.5, 9.6]))
 
 
 @pytest.mark.long

@@ -1,5 +1,6 @@
 """Evaluations on several devices, of large sets, and interrupted ones."""
 
+import os
 import pathlib
 import signal
 import subprocess
@@ -11,10 +12,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 from test_distribution import start
 
 from ressl_keras import UsageError
-from ressl_keras.data.images import Subset
+from ressl_keras.data.images import EncodedImages, Subset
 from ressl_keras.evaluation import (
     classifiers,
     features,
@@ -23,7 +25,12 @@ from ressl_keras.evaluation import (
     linear,
     neighbours,
 )
-from ressl_keras.evaluation.features import Resources, extract, readable_features
+from ressl_keras.evaluation.features import (
+    ONE_DEVICE,
+    Resources,
+    extract,
+    readable_features,
+)
 
 PROGRAM = pathlib.Path(__file__).parent / "judges.py"
 
@@ -241,6 +248,35 @@ def test_the_same_features_are_extracted_by_one_of_two_processes(tmp_path):
     second.join(timeout=60)
     np.testing.assert_array_equal(*found, first)
     assert len(seen) == 40 and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_file_that_is_gone_is_left_out_with_a_cache_too(tmp_path):
+    files = []
+    for shade in (10, 20, 30):
+        files.append(str(tmp_path / f"{shade}.png"))
+        Image.new("RGB", (8, 8), (shade,) * 3).save(files[-1])
+    os.remove(files[1])
+    images = EncodedImages(files)
+    resources = Resources(cache=str(tmp_path / "cache"))
+    found, left = readable_features(judges.encoder(), images, resources)
+    assert left.indices.numpy().tolist() == [0, 2] and len(found) == 2
+
+
+def test_a_state_of_other_labels_is_not_taken_up(tmp_path):
+    train, encoder, lines = judges.images(64), judges.encoder(), []
+    resources = Resources(work=str(tmp_path), log=lines.append)
+    for labels in (train.labels, train.labels, train.labels[::-1], train.labels + 1):
+        train.labels = labels
+        classifiers.finetune(encoder, train, train, 1, resources=resources)
+    assert sum("is kept" in line for line in lines) == 1
+
+
+def test_early_stopping_learns_from_the_only_image_of_a_class():
+    images = judges.images(41)
+    images.labels = np.repeat([0, 1, 2], [20, 20, 1])
+    train, held_out = classifiers._held_out(images, 0, ONE_DEVICE)
+    assert np.bincount(train.labels).tolist() == [18, 18, 1]
+    assert np.bincount(held_out.labels).tolist() == [2, 2]
 
 
 class Unreadable:

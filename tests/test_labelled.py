@@ -102,6 +102,21 @@ def test_a_list_chooses_the_images_it_names(kept, tmp_path):
     assert len(again) == len(chosen)
 
 
+def test_a_name_of_several_images_needs_its_folder(tmp_path):
+    for name in ("cat/1.png", "dog/1.png", "cat/2.png", "dog/2.png"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(path)
+    files = sorted(map(str, tmp_path.rglob("*.png")))
+    images = EncodedImages(files, np.array([0, 0, 1, 1]))
+    chosen, missing = listed(images, ["cat/1.png", "dog/2.png"])
+    assert not missing
+    assert chosen.indices.numpy().tolist() == [0, 3]
+    for names in (["1.png"], ["bird/1.png"]):
+        with pytest.raises(UsageError, match=r"1\.png is the name of several"):
+            listed(images, names)
+
+
 def test_a_list_for_images_without_names_is_refused(images):
     with pytest.raises(UsageError, match="have no names"):
         listed(images, ["image.png"])

@@ -1,12 +1,14 @@
 """Nearest neighbours and their picture."""
 
+import io
+
 import keras
 import numpy as np
 import pytest
 from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
-from ressl_keras.data.images import ArrayImages
+from ressl_keras.data.images import ArrayImages, EncodedImages
 from ressl_keras.evaluation import neighbours
 
 
@@ -48,6 +50,28 @@ def test_the_picture_shows_queries_beside_their_neighbours(images, encoder, tmp_
             x = column * tile + tile // 2 + (12 if column else 0)
             assert picture[row * tile + tile // 2, x].argmax() == row
     assert not list(tmp_path.glob("*writing*"))
+
+
+def test_unreadable_images_are_neither_queries_nor_neighbours(encoder, tmp_path):
+    files = []
+    for shade in (0, 100, 200):
+        file = io.BytesIO()
+        Image.new("RGB", (8, 8), (shade,) * 3).save(file, "PNG")
+        files += [file.getvalue(), b"broken"]
+    images = EncodedImages(files, in_memory=True)
+    path = str(tmp_path / "neighbours.png")
+    neighbours.picture(encoder, images, images, path, 6, 8, scale=1)
+    drawn = np.asarray(Image.open(path))
+    tile = 8 + 2 * 3 + 2 * 2
+    assert drawn.shape == (3 * tile, 3 * tile + 12, 3)  # three queries, two others each
+    shades = drawn[tile // 2 :: tile, tile // 2, 0]
+    assert shades.tolist() == [0, 100, 200]
+
+
+def test_labels_that_do_not_count_are_not_drawn(images, encoder, tmp_path):
+    path = str(tmp_path / "neighbours.png")
+    drawn = neighbours.picture(encoder, images, images, path, 3, 4, labelled=False)
+    assert drawn is None
 
 
 def test_images_without_labels_can_be_drawn(images, encoder, tmp_path):

@@ -104,6 +104,14 @@ def run(folder, *words):
     search(parse(SearchOptions, f"--embeddings={folder / 'e.parquet'}", *words))
 
 
+def test_equal_rows_are_duplicates_at_a_similarity_of_one(random):
+    rows = np.repeat(random.normal(size=[50, 128]).astype(np.float32), 2, axis=0)
+    found = duplicates.pairs_within(rows, 1.0)
+    assert sorted((p.first, p.second) for p in found) == [
+        (2 * i, 2 * i + 1) for i in range(50)
+    ]
+
+
 def test_duplicates_are_listed_with_what_they_leak(tables, capsys):
     folder, rows = tables
     run(folder, "--duplicates", f"--output={folder / 'd.csv'}")

@@ -54,18 +54,28 @@ class DataOptions(ImageOptions):
             chosen = "folder" if self.data_dir else "shapes"
             object.__setattr__(self, "dataset", chosen)
 
-    def load(self, **options):
-        """The data set; `options` are further arguments of `load_dataset`."""
+    def load(self, decoder=None, **options):
+        """The data set.
+
+        Args:
+            decoder: `Decoder` of the encoder that the images are for, which decides
+                where the flags leave it open; its channels always count.
+            **options: further arguments of `load_dataset`.
+        """
         from ressl_keras.data.datasets import load_dataset
 
+        oriented, value_range = self.exif_orientation, self.value_range
+        if decoder is not None:
+            oriented = oriented and decoder.exif_orientation
+            value_range = value_range or decoder.value_range
         return load_dataset(
             self.dataset,
             self.data_dir,
             self.download,
             memory_limit=int(self.memory_gib * 2**30),
             labels=self.labels,
-            exif_orientation=self.exif_orientation,
-            value_range=self.value_range,
-            channels=self.channels,
+            exif_orientation=oriented,
+            value_range=value_range,
+            channels=decoder.channels if decoder else self.channels,
             **options,
         )

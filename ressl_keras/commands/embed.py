@@ -10,6 +10,7 @@ reads the Parquet file.
 """
 
 import dataclasses
+import json
 import os
 import shutil
 
@@ -70,11 +71,12 @@ def embed(options):
     strategy, chief, log = options.start()
     with strategy.scope():
         encoder = options.load_encoder()
-    dataset = options.load(log=log)
+    dataset = options.load(encoder.decoder, log=log)
     size = input_size(encoder, dataset.pretrain)
+    decoded = dataclasses.asdict(dataset.decoder or encoder.decoder)
     facts = {
         "encoder": encoder_hash(encoder),
-        "images": f"{size} pixels, {dataset.decoder}",
+        "images": json.loads(json.dumps({"size": size, **decoded})),  # as it is read
         "dataset": dataset.name,
     }
     known = None

@@ -53,12 +53,12 @@ def evaluate(options):
         encoder = options.load_encoder()
     title = options.encoder.rstrip("/")
     beside = encoders.is_frozen(encoder) or not os.path.isdir(title)
-    folder = RunFolder(os.path.dirname(title) if beside else title)
+    folder = RunFolder((os.path.dirname(title) or ".") if beside else title)
     output = options.output or folder.evaluation
     if os.path.isdir(output) or not os.path.basename(output):
         raise UsageError(f"--output={output} is a folder; give a JSON file.")
     RunFolder(os.path.dirname(output) or ".").prepare()
-    dataset = options.load(log=log)
+    dataset = options.load(encoder.decoder, log=log)
     with checking.naming_unreadable(dataset.files):
         judgement.judge(
             encoder,

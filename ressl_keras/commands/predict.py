@@ -57,13 +57,14 @@ def predict(options):
     strategy, chief, log = options.start()
     with strategy.scope():
         classifier, class_names = predicting.load_classifier(options.classifier)
-    dataset = options.load(log=log)
+    dataset = options.load(classifier.decoder, log=log)
     # What an interrupted call goes on from.
     work = f"{options.output}.work"
     resources = Resources(strategy=strategy, cache=work, log=log)
-    rows = predicting.predict(classifier, class_names, dataset, resources, options.top)
+    top = min(options.top, len(class_names))
+    rows = predicting.predict(classifier, class_names, dataset, resources, top)
     if chief:
-        count, right, labelled = predicting.write(options.output, rows, options.top)
+        count, right, labelled = predicting.write(options.output, rows, top)
         shutil.rmtree(work, ignore_errors=True)
         log(f"{count:,} images classified in {os.path.abspath(options.output)}.")
         if labelled:

@@ -1,5 +1,6 @@
 """Sets of images: in memory, encoded, and parts of them."""
 
+import collections
 import os
 
 import numpy as np
@@ -7,7 +8,7 @@ import tensorflow as tf
 
 from ressl_keras.augmentation import image_ops
 from ressl_keras.data import checking, decoding
-from ressl_keras.errors import UsageError
+from ressl_keras.errors import UsageError, printable
 
 # Side in pixels that images of different sizes are used at unless another is given.
 DEFAULT_SIZE = 224
@@ -281,14 +282,14 @@ def listed(images, names):
 
     Args:
         images: images with names: read from files, or with an attribute `names`.
-        names: base names of files, such as `n01440764_10074.JPEG`. Folders before
-            them are ignored.
+        names: names of files, such as `n01440764_10074.JPEG`. Folders before them
+            count only where several images have the name.
 
     Returns:
         Tuple of a `Subset` in the order of the images, and the names not found, a list.
 
     Raises:
-        UsageError: if the images have no names.
+        UsageError: if the images have no names, or a name is that of several.
     """
     known = names_of(images)
     if known is None:
@@ -296,22 +297,37 @@ def listed(images, names):
             "These images have no names; a list of files is for a folder of images, or "
             "a TensorFlow Datasets set with a feature file_name."
         )
-    wanted = {os.path.basename(name): None for name in names}
-    indices = [i for i, name in enumerate(known) if name in wanted]
-    found = {known[i] for i in indices}
+    wanted = collections.defaultdict(list)
+    for name in names:
+        wanted[os.path.basename(name)].append(name)
+    found = collections.defaultdict(list)
+    for index, path in enumerate(known):
+        if os.path.basename(path) in wanted:
+            found[os.path.basename(path)].append(index)
+    indices = []
+    for name, alike in found.items():
+        if len(alike) > 1:
+            ends = tuple(f"{os.sep}{named}" for named in wanted[name])
+            alike = [i for i in alike if f"{os.sep}{known[i]}".endswith(ends)]
+            if len(alike) != len(set(wanted[name])):
+                raise UsageError(
+                    f"{printable(name)} is the name of several images; the list must "
+                    "say their folders."
+                )
+        indices += alike
     missing = [name for name in wanted if name not in found]
-    return Subset(images, np.array(indices, np.int64)), missing
+    return Subset(images, np.array(sorted(indices), np.int64)), missing
 
 
 def names_of(images):
-    """Base names of the files that images come from, a list; None without names."""
+    """Names of the files that images come from, a list; None without names."""
     if isinstance(images, Subset):
         names = names_of(images.images)
         return names and [names[i] for i in images.indices.numpy()]
     names = list(map(os.fsdecode, files_of(images)))
     if not names and name_of(images, 0) is not None:
         names = [images.name(i) for i in range(len(images))]
-    return [os.path.basename(name) for name in names] or None
+    return names or None
 
 
 def spread_indices(images, count=None):

@@ -67,7 +67,8 @@ def groups(pairs, count):
 
 
 def _pairs(found, similarities, least, within):
-    rows, places = np.nonzero(similarities >= least)
+    # The cosine of two equal rows is 1 only but for rounding.
+    rows, places = np.nonzero(similarities >= least - 1e-6)
     best = {}
     for row, place in zip(rows, places):
         first, second = int(row), int(found[row, place])

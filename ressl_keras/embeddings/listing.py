@@ -10,7 +10,7 @@ from ressl_keras.data.reading import read_image
 from ressl_keras.embeddings import duplicates as finding
 from ressl_keras.embeddings.search import nearest_in
 from ressl_keras.embeddings.table import Table, read_table
-from ressl_keras.encoders.encoder import encoder_hash
+from ressl_keras.encoders.encoder import decoder_in, encoder_hash
 from ressl_keras.errors import UsageError, printable
 from ressl_keras.evaluation import pictures
 from ressl_keras.evaluation.page import clean, folded, inline, load_template
@@ -59,7 +59,11 @@ class Source:
         """
         if encoder_hash(encoder) != bank.encoder:
             raise UsageError(f"{bank.name} is of another encoder than --encoder.")
-        image = read_image(path, encoder.image_size, channels=encoder.input_shape[-1])
+        size, decoder = encoder.image_size, encoder.decoder
+        facts = bank.table.facts.get("images")  # not in those of earlier versions
+        if facts is not None:
+            size, decoder = facts["size"], decoder_in(facts, decoder.channels)
+        image = read_image(path, size, **dataclasses.asdict(decoder))
         embedding = np.asarray(encoder(image[np.newaxis]), np.float32)
         nothing = np.full([1, 2], -1)
         folder, file = os.path.split(path)

@@ -149,7 +149,10 @@ def _forward(encoder, dtype, strategy=None):
     """
 
     def forward(images):
-        images = tf.cast(images, encoder.inputs[0].dtype)
+        wanted = tf.as_dtype(encoder.inputs[0].dtype)
+        if wanted.is_integer and not images.dtype.is_integer:
+            images = tf.round(images)
+        images = tf.cast(images, wanted)
         return tf.cast(encoder(images, training=False), tf.float32)
 
     if strategy is not None:

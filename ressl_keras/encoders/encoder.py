@@ -117,8 +117,9 @@ def load_encoder(
     Returns:
         A `keras.Model` from images in 0-255 [batch, height, width, 3] to features
         [batch, dim]. Its attribute `image_size` is the side in pixels that it was
-        trained on, None where that is not known. From a SavedModel it has no weights
-        of its own, and can be neither trained nor saved.
+        trained on, None where that is not known; `decoder` is how the files of its
+        images became pixels, a `Decoder`. From a SavedModel it has no weights of its
+        own, and can be neither trained nor saved.
 
     Raises:
         UsageError: if there is no such file or it is not an image encoder; or a dtype
@@ -149,6 +150,11 @@ def load_encoder(
         encoder = load_model_file(path)
     else:
         raise UsageError(f"There is no encoder at {path}.")
+    output = getattr(encoder, "output", None)
+    if isinstance(output, dict):
+        raise UsageError(
+            f"{path} returns {', '.join(output)} by name, not features [batch, dim]."
+        )
     _check_shapes(path, encoder.input_shape, encoder.output_shape)
     size = encoder.input_shape[1] or _trained_size(path)
     if dtype is not None:
@@ -161,6 +167,7 @@ def load_encoder(
     if preprocessing != "none":
         encoder = _preceded(encoder, preprocessing)
     encoder.image_size = size
+    encoder.decoder = decoder_in(described_in(path), encoder.input_shape[-1])
     return encoder
 
 
@@ -178,6 +185,8 @@ def clone_encoder(encoder):
 
 def described_in(path):
     """What an encoder's file says of itself, a dict; empty where it says nothing."""
+    if os.path.isdir(path):  # a SavedModel
+        return read_json(RunFolder(os.path.join(path, "assets.extra")).description)
     if not zipfile.is_zipfile(path):
         return {}
     name = os.path.basename(RunFolder("").description)
@@ -252,9 +261,8 @@ def _load_saved_model(path):
     shapes = [tuple(spec.shape or ()) for spec in (*inputs, *outputs)]
     _check_shapes(path, *shapes)
     # One exported here takes any size; its description says which it was trained for.
-    described = read_json(RunFolder(os.path.join(path, "assets.extra")).description)
     shape = shapes[0][1:]
-    size = described.get("input_size")
+    size = described_in(path).get("input_size")
     if isinstance(size, list) and list(map(type, size)) == [int, int]:
         shape = (*size, shape[-1])
     images = keras.Input(shape, name="images", dtype=inputs[0].dtype.name)
@@ -274,6 +282,9 @@ def _check_shapes(path, input_shape, output_shape):
     ):
         if not ok(shape):
             raise UsageError(f"{path} {wanted.format(shape)}.")
+    _, height, width, _ = input_shape
+    if height != width:
+        raise UsageError(f"{path} takes images of {height} x {width}, not squares.")
 
 
 def _is_images(shape):
@@ -293,7 +304,11 @@ def _preceded(encoder, mode):
 
 def encoder_hash(encoder):
     """Sixteen digits that differ where an encoder's architecture or weights do."""
-    digest = hashlib.sha256(encoder.to_json().encode())
+    if is_frozen(encoder):  # its architecture would be the path that it is read from
+        shapes = encoder.input_shape, encoder.output_shape
+        digest = hashlib.sha256(str(shapes).encode())
+    else:
+        digest = hashlib.sha256(encoder.to_json().encode())
     for weight in encoder.get_weights():
         digest.update(np.ascontiguousarray(weight).tobytes())
     return digest.hexdigest()[:16]

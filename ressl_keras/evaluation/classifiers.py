@@ -1,6 +1,7 @@
 """Classifiers that learn on images: the paper's linear probe and fine-tuning."""
 
 import dataclasses
+import hashlib
 
 import keras
 import numpy as np
@@ -178,14 +179,16 @@ def balanced(labels):
 
 
 def _held_out(train, seed, resources):
-    """The labelled images to learn from, and a tenth of each class to stop by."""
+    """The labelled images to learn from, and a tenth of the classes' to stop by."""
     if resources.place[1] > 1:
         raise UsageError("--early_stopping is for one machine.")
-    held_out = stratified(train, 0.1, seed)
-    rest = np.setdiff1d(np.arange(len(train)), held_out.indices.numpy())
-    if not len(rest):
+    # The only image of a class is learned from.
+    several = np.flatnonzero(np.bincount(train.labels)[train.labels] > 1)
+    if not len(several):
         raise UsageError("--early_stopping needs two labelled images of a class.")
-    return Subset(train, rest), held_out
+    held_out = several[stratified(Subset(train, several), 0.1, seed).indices.numpy()]
+    rest = np.setdiff1d(np.arange(len(train)), held_out)
+    return Subset(train, rest), Subset(train, held_out)
 
 
 class _HeldOut(keras.callbacks.Callback):
@@ -251,7 +254,9 @@ class _Plan:
             optimizer.build(classifier.trainable_variables)
         identity = f"{fingerprint(encoder, self.train_images)} {steps} {learning_rate} "
         identity += f"{self.batch_size} {self.size} {self.seed} {self.scale}"
-        identity += f" {self.weights}"
+        of_labels = hashlib.sha256(np.array(self.train_images.labels, np.int64))
+        identity += f" {of_labels.hexdigest()} {classifier.output_shape[-1]}"
+        identity += f" {self.weights is not None}"
         kept = dataclasses.replace(self.resources, work=None)
         kept = kept if callbacks else self.resources
         keeper = Keeper(name, identity, self.epochs, kept)

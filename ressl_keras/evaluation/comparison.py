@@ -179,11 +179,12 @@ def _about(run, beside):
 def _curves(runs):
     """One figure for each column of the metrics, a line for each run."""
     columns = {run.name: curves.columns_of(run.folder.read_metrics()) for run in runs}
+    labels = _labels(columns)
     drawn = []
     for panel in curves.PANELS:
         for column in panel.columns:
             lines = {
-                page.named(name): curves.scaled(own[column], panel.scale)
+                labels[name]: curves.scaled(own[column], panel.scale)
                 for name, own in columns.items()
                 if column in own
             }
@@ -203,6 +204,21 @@ def _curves(runs):
             drawn.append({"title": title, "svg": svg, "note": panel.note})
     # What tells most first.
     return sorted(drawn, key=lambda figure: figure["title"] != "kNN accuracy")
+
+
+def _labels(names, most=28):
+    """A label for each name, all different: long names lack their middle."""
+    labels = {}
+    for name in names:
+        label = text = page.clean(name)
+        if len(text) > most:
+            label = text = f"{text[: most // 2]}…{text[most // 2 - most + 1 :]}"
+        count = 1
+        while label in labels.values():
+            count += 1
+            label = f"{text} ({count})"
+        labels[name] = label
+    return labels
 
 
 def settings(folder):

@@ -308,5 +308,13 @@ def _contents(images, block=4096):
             for source in images.sources[start : start + block].numpy():
                 yield source
                 if not images.in_memory:
-                    status = os.stat(source)
-                    yield f"{status.st_size} {status.st_mtime_ns}".encode()
+                    yield _state_of(source)
+
+
+def _state_of(path):
+    """Size and time of a file, bytes."""
+    try:
+        status = os.stat(path)
+    except OSError:  # it is replaced like one that cannot be decoded
+        return b"missing"
+    return f"{status.st_size} {status.st_mtime_ns}".encode()

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from ressl_keras.data.decoding import DEFAULT
+from ressl_keras.data.decoding import Decoder
 from ressl_keras.encoders.classifier import build_classifier, save_classifier
 from ressl_keras.encoders.encoder import input_size, is_frozen
 from ressl_keras.errors import UsageError
@@ -51,7 +51,8 @@ class KeptClassifier:
         """
         names = self.dataset.class_names[: len(bias)]
         self.per_class = accuracy_per_class(scores, labels, names)
-        decoder = self.dataset.decoder or DEFAULT
+        channels = self.encoder.input_shape[-1]
+        decoder = self.dataset.decoder or Decoder(channels=channels)
         save_classifier(
             build_classifier(network or self.encoder, kernel, bias),
             self.folder,

@@ -6,9 +6,9 @@ import numpy as np
 from PIL import Image
 
 from ressl_keras.data.images import Subset, spread_indices
-from ressl_keras.encoders.embed import encode
 from ressl_keras.encoders.encoder import input_size
 from ressl_keras.evaluation import pictures
+from ressl_keras.evaluation.features import ONE_DEVICE, readable_features
 
 
 def unit_rows(rows):
@@ -44,7 +44,9 @@ def nearest(queries, bank, count, block=65536):
     return indices, similarities
 
 
-def picture(encoder, queries, bank, path, rows=12, columns=8, scale=None):
+def picture(
+    encoder, queries, bank, path, rows=12, columns=8, scale=None, labelled=True
+):
     """Draws one row per query: the query at the left, then its nearest images.
 
     Where there are labels, the queries are spread over the classes, and the frame
@@ -59,17 +61,23 @@ def picture(encoder, queries, bank, path, rows=12, columns=8, scale=None):
         columns: number of neighbours.
         scale: how many pixels of the picture a pixel of an image takes; None makes
             images of about 64.
+        labelled: whether labels that the images have count.
 
     Returns:
         Share of the neighbours drawn that have the query's class, in per cent, or None
         without labels.
     """
-    asked = Subset(queries, query_indices(queries, rows))
-    embedded = encode(bank, encoder, verbose=0)
+    alone = bank is queries
+    embedded, bank = readable_features(encoder, bank, ONE_DEVICE)
+    if alone:
+        own = query_indices(bank, rows, labelled)
+        asked, wanted = Subset(bank, own), embedded[own]
+    else:
+        asked = Subset(queries, query_indices(queries, rows, labelled))
+        wanted, asked = readable_features(encoder, asked, ONE_DEVICE)
     # One more, for the query itself.
-    found, _ = nearest(encode(asked, encoder, verbose=0), embedded, columns + 1)
-    if bank is queries:
-        own = asked.indices.numpy()[:, np.newaxis]
+    found, _ = nearest(wanted, embedded, columns + 1)
+    if alone:
         found = np.stack(
             [row[row != self_][:columns] for row, self_ in zip(found, own)]
         )
@@ -83,7 +91,7 @@ def picture(encoder, queries, bank, path, rows=12, columns=8, scale=None):
             pictures.squares(bank, row, size),
         ]
         colours = [pictures.PLAIN] * (1 + len(row))
-        if asked.labels is not None and bank.labels is not None:
+        if labelled and asked.labels is not None and bank.labels is not None:
             same = bank.labels[row] == asked.labels[index]
             colours[1:] = [pictures.SAME if ok else pictures.OTHER for ok in same]
             agreement.append(same.mean())
@@ -97,17 +105,18 @@ def picture(encoder, queries, bank, path, rows=12, columns=8, scale=None):
     return float(100 * np.mean(agreement)) if agreement else None
 
 
-def query_indices(images, count):
+def query_indices(images, count, labelled=True):
     """Indices of the queries: from each class in turn, or spread evenly.
 
     Args:
         images: labelled images or others.
         count: number of queries.
+        labelled: whether labels that the images have count.
 
     Returns:
         Integer array of at most [count].
     """
-    if images.labels is None:
+    if images.labels is None or not labelled:
         return spread_indices(images, count)
     by_class = [np.flatnonzero(images.labels == c) for c in np.unique(images.labels)]
     turns = max(len(members) for members in by_class)

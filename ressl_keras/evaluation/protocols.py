@@ -272,7 +272,9 @@ def _draw_neighbours(encoder, dataset, picture, log):
         bank = Subset(bank, spread_indices(bank, _MOST_NEIGHBOURS))
         log(f"neighbours are sought among {len(bank):,} of {whole:,} images")
     queries = dataset.test if dataset.labelled else bank
-    agreement = neighbours.picture(encoder, queries, bank, picture)
+    agreement = neighbours.picture(
+        encoder, queries, bank, picture, labelled=dataset.labelled
+    )
     log(f"neighbours drawn in {picture}")
     drawn = {"picture": os.path.basename(picture)}
     return drawn if agreement is None else {**drawn, "agreement": round(agreement, 2)}

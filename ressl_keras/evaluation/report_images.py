@@ -10,9 +10,9 @@ from sklearn.metrics import confusion_matrix
 from threadpoolctl import threadpool_limits
 
 from ressl_keras.data.images import Subset, spread_indices
-from ressl_keras.encoders.embed import encode
 from ressl_keras.encoders.encoder import input_size
 from ressl_keras.evaluation import collapse, figures, neighbours, pictures
+from ressl_keras.evaluation.features import ONE_DEVICE, readable_features
 from ressl_keras.evaluation.page import inline, named, named_file
 
 # Images that the signs of collapse and, without labels, everything is drawn from.
@@ -69,7 +69,7 @@ def look(encoder, dataset, predictions=None):
         images = dataset.test if dataset.labelled else dataset.pretrain
         images = Subset(images, spread_indices(images, _MOST))
         side = input_size(encoder, images)
-        features = encode(images, encoder, verbose=0)
+        features, images = readable_features(encoder, images, ONE_DEVICE)
         asked = bank = _Embedded(images, features, side, labelled)
     some = asked.take(spread_indices(asked.images, _MOST))
     class_names = [named(name) for name in dataset.class_names]
@@ -97,7 +97,7 @@ def _health(features):
 
 def _neighbours(asked, bank, class_names):
     """Rows of a query and its nearest images."""
-    indices = neighbours.query_indices(asked.images, _QUERIES)
+    indices = neighbours.query_indices(asked.images, _QUERIES, asked.labelled)
     found, similarities = neighbours.nearest(
         asked.features[indices], bank.features, _NEIGHBOURS + 1
     )

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from ressl_keras.config import MAX_PIXELS, Config
 from ressl_keras.encoders.building import build_encoder, normalized
 from ressl_keras.encoders.encoder import (
-    decoder_in,
     described_in,
     is_frozen,
     load_encoder,
@@ -208,7 +207,7 @@ def export_file(
         keras_file,
         warmup=warmup,
         max_pixels=max_pixels,
-        decoder=decoder_in(before, encoder.input_shape[-1]),
+        decoder=encoder.decoder,
         class_names=class_names,
     )
 
