@@ -277,7 +277,8 @@ class Config(ImageOptions):
     )
     max_steps: int | None = setting(
         None,
-        "Stop after this many steps if that is before the last epoch ends.",
+        "Train this many steps where the epochs have more. The schedules of learning "
+        "rate and momentum end there, too.",
         group="Training",
         resumable=True,
         low=1,

@@ -59,6 +59,10 @@ def test_solarised_images_are_pillows(pixels):
     for image, ours in zip(pixels, found):
         expected = np.asarray(ImageOps.solarize(Image.fromarray(image), 128))
         np.testing.assert_allclose(ours.transpose(1, 2, 0) * 255, expected, atol=1e-3)
+    opaque = np.concatenate([pixels, np.full_like(pixels[..., :1], 255)], axis=-1)
+    transparent = layers.RandomSolarize(1.0)(planes(opaque), seed=SEED).numpy()
+    np.testing.assert_array_equal(transparent[:, :3], found)
+    assert (transparent[:, 3] == 1).all()
     some = layers.RandomSolarize(0.3)(planes(pixels), seed=SEED).numpy()
     changed = (some != planes(pixels).numpy()).any(axis=(1, 2, 3)).mean()
     assert 0.1 < changed < 0.5  # five standard deviations are 0.29

@@ -16,6 +16,9 @@ from small_run import arrays, dataset
 
 from ressl_keras import SGD, ReSSL, UsageError, build_projector
 from ressl_keras.config import Config
+from ressl_keras.data import shapes
+from ressl_keras.data.datasets import Dataset
+from ressl_keras.data.images import ArrayImages
 from ressl_keras.run_folder import RunFolder
 from ressl_keras.training import checkpoints
 from ressl_keras.training.callbacks import Throughput
@@ -229,6 +232,16 @@ def test_training_goes_on_while_a_checkpoint_is_written(
         assert len(found) > 20 and one["vars/step"][()] == other["vars/step"][()] == 3
         for name in found:
             np.testing.assert_allclose(one[name], other[name], atol=1e-6, err_msg=name)
+
+
+def test_a_data_set_that_has_grown_is_told(tmp_path):
+    lines = []
+    run(tmp_path, max_steps=2)
+    grown = Dataset("shapes", ArrayImages(*shapes.render(96, 0, size=8)))
+    settings = SETTINGS | {"max_steps": 3}
+    pretrain(grown, str(tmp_path), Config(**settings), verbose=False, log=lines.append)
+    (warning,) = [line for line in lines if "another" in line]
+    assert "96 images to learn from, and 80 when" in warning
 
 
 def test_a_callback_ends_a_run_that_began_in_the_middle_of_an_epoch(tmp_path):

@@ -25,6 +25,7 @@ from ressl_keras.config import Config
 from ressl_keras.data import shapes
 from ressl_keras.data.datasets import Dataset
 from ressl_keras.data.images import ArrayImages
+from ressl_keras.method import replicas
 from ressl_keras.run_folder import RunFolder
 from ressl_keras.training.pretrain import pretrain
 
@@ -229,3 +230,44 @@ def test_what_several_replicas_cannot_do_is_refused(config, reason, tmp_path):
     dataset = Dataset("shapes", ArrayImages(*shapes.render(80, 0, size=8)))
     with pytest.raises(UsageError, match=reason):
         pretrain(dataset, tmp_path, config, strategy=strategy)
+
+
+def on_two(function):
+    """Results of a function of the replica's number on two replicas."""
+    strategy = tf.distribute.MirroredStrategy(
+        ["CPU:0", "CPU:1"],
+        # No collective operations, which know one number of devices in a process.
+        tf.distribute.ReductionToOneDevice(),
+    )
+
+    @tf.function
+    def run():
+        context = tf.distribute.get_replica_context()
+        return function(context.replica_id_in_sync_group)
+
+    return strategy.experimental_local_results(strategy.run(run))
+
+
+@pytest.mark.parametrize("broken", [None, 0, 1])
+def test_an_update_that_is_not_finite_on_one_replica_is_so_on_all(broken):
+    """Keras' loss scaling skips it by what the first replica has."""
+
+    def gradients(replica):
+        value = tf.where(replica == (2 if broken is None else broken), np.inf, 3.0)
+        first, none, second = replicas.finite_on_all([value[None], None, tf.ones([2])])
+        assert none is None
+        return tf.concat([first, second], 0)
+
+    for found in on_two(gradients):
+        expected = [3.0, 1.0, 1.0] if broken is None else 3 * [np.nan]
+        found = np.where(np.isfinite(found), found, np.nan)
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_parts_of_a_batch_that_differ_in_length_are_refused():
+    def gathered(replica):
+        some = tf.range(4) < 4 - tf.cast(replica, tf.int32)
+        return replicas.gather(tf.boolean_mask(tf.ones([4, 2]), some))
+
+    with pytest.raises(tf.errors.InvalidArgumentError, match="drop_remainder=True"):
+        on_two(gathered)

@@ -414,6 +414,54 @@ def test_half_precision_keeps_relations_and_queue_in_float32(policy, random):
     np.testing.assert_allclose(lengths, 1, atol=1e-5)
 
 
+def test_dropout_draws_by_the_step_so_that_a_resumed_run_is_the_same(random, tmp_path):
+    def dropping():
+        keras.utils.set_random_seed(0)
+        images = keras.Input([8, 8, 3])
+        maps = keras.layers.Dropout(0.5)(keras.layers.Conv2D(4, 3)(images))
+        backbone = keras.Model(images, keras.layers.GlobalAveragePooling2D()(maps))
+        model = ReSSL(backbone, None, tiny.build_view(), tiny.build_view(), 20)
+        model.compile(SGD(0.03), jit_compile=False)
+        model.optimizer.build(model.trainable_variables)
+        return model
+
+    whole, first, second = dropping(), dropping(), dropping()
+    data = batches(random, 4)
+    learn(whole, data)
+    learn(first, data.take(2))
+    first.save_weights(tmp_path / "m.weights.h5")
+    second.load_weights(tmp_path / "m.weights.h5")
+    learn(second, data.skip(2))
+    assert any(
+        (one != two).any()
+        for one, two in zip(whole.student.get_weights(), first.student.get_weights())
+    )
+    for one, other in zip(whole.weights, second.weights, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6, err_msg=one.path)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_weight_that_the_loss_does_not_reach_stays_as_it_is(parts, random):
+    @keras.saving.register_keras_serializable("test_model")
+    class Unused(keras.layers.Layer):
+        def build(self, shape):
+            self.unused = self.add_weight(shape=[2, 2])
+
+        def call(self, images):
+            return images
+
+    images = keras.Input([8, 8, 3])
+    maps = keras.layers.Conv2D(4, 3)(Unused(name="unused")(images))
+    backbone = keras.Model(images, keras.layers.GlobalAveragePooling2D()(maps))
+    view = tiny.build_view()
+    model = ReSSL(backbone, None, view, view, 20, accumulate_steps=parts)
+    model.compile(SGD(0.03), jit_compile=False)
+    before = backbone.get_weights()
+    learn(model, batches(random, 2))
+    changed = [(a != b).any() for a, b in zip(before, backbone.get_weights())]
+    assert changed == [False, True, True]
+
+
 @pytest.mark.long
 def test_a_saved_model_goes_on_as_if_nothing_had_happened(random, tmp_path):
     dataset = batches(random, 3)

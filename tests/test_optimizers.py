@@ -27,6 +27,24 @@ def test_weight_decay_is_part_of_the_gradient_and_spares_vectors(random):
         np.testing.assert_allclose(variable.numpy(), values, atol=1e-5)
 
 
+def test_sgd_spares_the_biases_and_positions_of_a_transformer_too(random):
+    """Some of them have two axes; a layer's name alone spares nothing."""
+    keras.utils.set_random_seed(0)
+    images = keras.Input([8, 8, 3])
+    x = keras.layers.EinsumDense("abcd,de->abce", [8, 8, 4], bias_axes="be")(images)
+    x = keras.layers.Conv2D(4, 3, name="position_mixing")(x)
+    tokens = keras.layers.Reshape([-1, 4])(x)
+    tokens = keras.layers.MultiHeadAttention(2, 2)(tokens, tokens)
+    variables = keras.Model(images, tokens).trainable_variables
+    before = [variable.assign_add(1.0).numpy() for variable in variables]
+    optimizer = SGD(learning_rate=1.0, momentum=0.0, l2=0.1)
+    optimizer.apply([tf.zeros(v.shape) for v in variables], variables)
+    for variable, value in zip(variables, before):
+        decayed = 0.9 if variable.path.endswith("kernel") else 1.0
+        expected = decayed * value
+        np.testing.assert_allclose(variable, expected, atol=1e-6, err_msg=variable.path)
+
+
 def test_the_optimizer_survives_serialisation():
     optimizer = SGD(warmup_cosine(0.1, 100, 10), momentum=0.8, l2=1e-4)
     config = keras.saving.serialize_keras_object(optimizer)

@@ -223,3 +223,8 @@ def test_gray_arrays_become_colour_and_sets_stay_as_they_are():
     assert as_dataset(dataset) is dataset
     with pytest.raises(UsageError, match="3 images, but 2 labels"):
         images_from(np.zeros([3, 4, 5], np.uint8), [0, 1])
+    one_hot = np.zeros([3, 4, 5, 3], np.uint8), np.eye(3, 4)
+    for batched in (True, False):
+        source = tf.data.Dataset.from_tensor_slices(one_hot)
+        with pytest.raises(UsageError, match="a label is one integer"):
+            images_from(source.batch(2) if batched else source)

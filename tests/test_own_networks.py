@@ -124,10 +124,10 @@ def test_a_file_and_a_function_are_networks(random, tmp_path, monkeypatch):
     folder = RunFolder(tmp_path / "run")
     (tmp_path / "run").mkdir()
     network("features").save(tmp_path / "run" / "network.keras")  # never trained
-    backbones.check("mine.keras")
+    backbones.check("mine.keras", 64, folder)
     found = backbones.own_network("mine.keras", folder, 16)
     np.testing.assert_allclose(found(images), pooled(model)(images), atol=1e-6)
-    backbones.check("own_networks_here:build")
+    backbones.check("own_networks_here:build", 64, folder)
     found = backbones.own_network("own_networks_here:build", folder, 16)
     assert found(images).shape == (2, 5)
     assert backbones.own_network("resnet18_small", folder, 16) is None
@@ -138,8 +138,10 @@ def test_a_file_and_a_function_are_networks(random, tmp_path, monkeypatch):
         ("own_networks_here:text", "returned str, no keras.Model"),
     ]:
         with pytest.raises(UsageError, match=message):
-            backbones.check(spec)
+            backbones.check(spec, 64, folder)
             backbones.own_network(spec, folder, 16)
+    (tmp_path / "run" / "checkpoints").mkdir()  # now it has: its own copy is enough
+    backbones.check("other.keras", 64, folder)
 
 
 def test_a_function_builds_a_network_of_any_size_where_crops_have_several(

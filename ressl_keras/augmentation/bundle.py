@@ -13,8 +13,8 @@ from ressl_keras.augmentation.views import crop_scale
 from ressl_keras.augmentations import view_augmentations
 from ressl_keras.errors import UsageError
 
-# Number of the shuffling among the draws of a step, far from those of the views.
-_SHUFFLE = 1 << 16
+# Numbers of other draws of a step, far from those of the views.
+_SHUFFLE, _NETWORKS = 1 << 16, 1 << 17
 
 
 class ViewBundle:
@@ -70,6 +70,12 @@ class ViewBundle:
     def shuffle_seed(self, step):
         """Seed [2] of the order in which a step shuffles the teacher's batch."""
         return draw_seed(self.seed, tf.cast(step, tf.int32), _SHUFFLE)
+
+    def network_seed(self, step):
+        """Seed [2] of what this replica's networks draw in a step, such as dropout."""
+        seed = draw_seed(self.seed, tf.cast(step, tf.int32), _NETWORKS)
+        replica = tf.cast(first_index(1), tf.int32)
+        return tf.random.experimental.stateless_fold_in(seed, replica)
 
 
 class GeometricViews:

@@ -5,7 +5,7 @@ import inspect
 import keras
 import tensorflow as tf
 
-from ressl_keras.keras_private import flatten_layers
+from ressl_keras.seeds import reseed
 
 
 def takes_seed(operation):
@@ -32,9 +32,7 @@ def apply(operation, planes, seed, first=0):
         Planes of the result.
     """
     seed = tf.random.experimental.stateless_fold_in(seed, tf.cast(first, tf.int32))
-    for index, generator in enumerate(_seed_generators(operation)):
-        state = tf.random.experimental.stateless_fold_in(seed, index)
-        generator.state.assign(tf.cast(abs(state), generator.state.dtype))
+    reseed([operation], seed)
     images = tf.transpose(planes, [0, 2, 3, 1])
     call = inspect.signature(operation.call).parameters
     options = {"training": True} if "training" in call else {}
@@ -48,13 +46,3 @@ def output_shape(operation, planes_shape):
     images = keras.KerasTensor((batch, height, width, channels), "float32")
     batch, height, width, channels = operation.compute_output_spec(images).shape
     return (batch, channels, height, width)
-
-
-def _seed_generators(layer):
-    """The seed generators of a layer and of those inside it, in a fixed order."""
-    found = {}
-    for inner in flatten_layers(layer):
-        for value in vars(inner).values():
-            if isinstance(value, keras.random.SeedGenerator):
-                found[id(value)] = value
-    return list(found.values())

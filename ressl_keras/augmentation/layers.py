@@ -244,6 +244,7 @@ class RandomSolarize(_RandomOperation):
         super().__init__(**kwargs)
         self.probability = float(probability)
 
+    @_on_colors
     def call(self, images, seed, first=0):
         apply = _uniform(seed, tf.shape(images)[0], first, 1)[:, 0] < self.probability
         apply = apply[:, tf.newaxis, tf.newaxis, tf.newaxis]

@@ -95,11 +95,11 @@ def run(options):
     from ressl_keras.training.pretrain import pretrain
     from ressl_keras.training.preview import preview
 
-    backbones.check(options.backbone, options.width)  # before any image is read
+    folder = RunFolder(options.workdir)
+    backbones.check(options.backbone, options.width, folder)  # before images are read
     if options.objective:
         imported(options.objective, "objective")
     strategy, chief, log = options.start()
-    folder = RunFolder(options.workdir)
     if chief:
         folder.prepare()
     if not options.preview:

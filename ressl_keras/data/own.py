@@ -32,8 +32,8 @@ def images_from(
         A set of images.
 
     Raises:
-        UsageError: if the pixels are no uint8, the shape is another, or there is no
-            image or more than the limit allows.
+        UsageError: if the pixels are no uint8, the shape is another, labels are not
+            one integer each, or there is no image or more than the limit allows.
 
     Example:
 
@@ -90,6 +90,11 @@ def _collected(dataset, memory_limit, channels):
         parts.append(batch)
         if label is not None:
             labels.append(np.reshape(label.numpy(), -1))
+            if len(labels[-1]) != len(batch):
+                raise UsageError(
+                    f"{len(batch)} images, but {len(labels[-1])} labels; a label is "
+                    "one integer."
+                )
     if not parts:
         raise UsageError("The data set has no images.")
     labels = np.concatenate(labels) if labels else None

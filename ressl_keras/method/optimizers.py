@@ -8,15 +8,16 @@ import tensorflow as tf
 from ressl_keras.errors import UsageError, closest
 from ressl_keras.method import replicas
 
-# Without weight decay, as in vision transformers' usual training.
-_UNDECAYED = ("bias", "class_token", "position")
+# Without weight decay, as in vision transformers' usual training: weights, and layers
+# that hold them.
+_UNDECAYED = {"bias", "class_token", "position", "positions", "pos_embed"}
+_UNDECAYED |= {"position_embedding", "position_embeddings"}
 
 
 def is_decayed(variable):
     """Whether weight decay acts on a variable: on no norm, bias or position."""
-    return len(variable.shape) > 1 and not any(
-        name in getattr(variable, "path", "") for name in _UNDECAYED
-    )
+    names = getattr(variable, "path", "").split("/")
+    return len(variable.shape) > 1 and not _UNDECAYED.intersection(names)
 
 
 class _ByGlobalNorm:
@@ -48,8 +49,8 @@ class SGD(_ByGlobalNorm, keras.optimizers.SGD):
 
     Keras' own `weight_decay` is decoupled from the gradient. The paper's optimizer adds
     it to the gradient, where the momentum accumulates it: at momentum 0.9 the same
-    number acts ten times as strongly. Biases and batch-norm scales (variables of rank
-    below two) are not decayed.
+    number acts ten times as strongly. Biases, scales of norms and positions are not
+    decayed.
 
     Args:
         learning_rate: number or `keras.optimizers.schedules.LearningRateSchedule`.
@@ -66,8 +67,13 @@ class SGD(_ByGlobalNorm, keras.optimizers.SGD):
         super().__init__(learning_rate=learning_rate, momentum=momentum, **kwargs)
         self.l2 = float(l2)
 
+    def build(self, variables):
+        self._decayed = [is_decayed(variable) for variable in variables]
+        super().build(variables)
+
     def update_step(self, gradient, variable, learning_rate):
-        if len(variable.shape) > 1:
+        # A variable of TensorFlow, which does not know its path.
+        if self._decayed[self._get_variable_index(variable)]:
             gradient = gradient + self.l2 * keras.ops.cast(variable, gradient.dtype)
         super().update_step(gradient, variable, learning_rate)
 

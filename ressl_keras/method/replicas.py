@@ -31,9 +31,27 @@ def gather(tensor):
     if context.num_replicas_in_sync == 1:
         return tensor
     batch, *rest = tensor.shape
+    if batch is None:
+        tensor = _of_equal_length(tensor, context)
     gathered = context.all_gather(tensor, axis=0)  # loses the static shape
     total = batch and batch * context.num_replicas_in_sync
     return tf.ensure_shape(gathered, [total, *rest])
+
+
+def _of_equal_length(tensor, context):
+    """The tensor, if those of all replicas are of its length."""
+    length = tf.cast(tf.shape(tensor)[0], tf.float32)
+    # Indices in the global batch are made of it.
+    total = context.all_reduce(tf.distribute.ReduceOp.SUM, length)
+    message = (
+        "A batch cannot be split into equal parts for the replicas; make batches with "
+        "drop_remainder=True."
+    )
+    equal = tf.debugging.assert_equal(
+        total, length * context.num_replicas_in_sync, message
+    )
+    with tf.control_dependencies([equal]):
+        return tf.identity(tensor)
 
 
 def total(tensors):
@@ -44,6 +62,22 @@ def total(tensors):
         given = context.all_reduce(tf.distribute.ReduceOp.SUM, given)
     summed = iter(given)
     return [None if tensor is None else next(summed) for tensor in tensors]
+
+
+def finite_on_all(gradients):
+    """The gradients of this replica; all NaN if those of any are not finite.
+
+    Keras' loss scaling skips an update by the gradients of the first replica alone.
+    """
+    if count() == 1:
+        return gradients
+    context = tf.distribute.get_replica_context()
+    given = [tf.convert_to_tensor(g) for g in gradients if g is not None]
+    finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(g)) for g in given])
+    broken = tf.cast(~finite, tf.float32)
+    broken = context.all_reduce(tf.distribute.ReduceOp.SUM, broken) > 0
+    spoil = tf.where(broken, float("nan"), 0.0)
+    return [None if g is None else g + tf.cast(spoil, g.dtype) for g in gradients]
 
 
 def mean_std(embeddings):

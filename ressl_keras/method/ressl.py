@@ -13,6 +13,7 @@ from ressl_keras.method.networks import build_projector
 from ressl_keras.method.normalization import fuse_batch_norms
 from ressl_keras.method.optimizers import SGD  # noqa: F401, saved models refer to it
 from ressl_keras.method.queue import FeatureQueue
+from ressl_keras.seeds import reseed
 from ressl_keras.weights import copy_weights
 
 # What a step logs: `_track` has the first four, `_logs` the last.
@@ -206,6 +207,7 @@ class ReSSL(keras.Model):
     def train_step(self, data):
         """One step of the method (section 3.3, algorithm 1)."""
         weak, *strong = self.views(data, self.step.value)  # [b, h, w, 3]
+        reseed(self._networks(), self.views.network_seed(self.step.value))
         self._update_teacher()  # EMA with momentum m
         z_t = self._embed_teacher(weak)  # [b, D]
         global_z_t = replicas.gather(z_t)  # [global b, D]
@@ -231,8 +233,14 @@ class ReSSL(keras.Model):
             learn, batch, self.accumulate_steps, self.trainable_variables
         )
         logs = self._logs(z_s)
-        self._enqueue(global_z_t, after=[*gradients, *logs.values()])
+        reached = [gradient for gradient in gradients if gradient is not None]
+        self._enqueue(global_z_t, after=[*reached, *logs.values()])
         return {**logs, "learning_rate": self._minimize(gradients)}
+
+    def _networks(self):
+        """All that may draw numbers in a step."""
+        drawing = self.student, self.teacher, self.predictor
+        return [network for network in drawing if network is not None]
 
     def _asks(self, extra):
         return getattr(self.objective, extra, False)
@@ -356,6 +364,7 @@ class ReSSL(keras.Model):
         if inner is not None:
             # Loss scaling skips updates; the schedule follows the step all the same.
             inner.iterations.assign(self.step.value)
+            gradients = replicas.finite_on_all(gradients)
         learning_rate = self.optimizer.learning_rate
         self.optimizer.apply(gradients, self.trainable_variables)
         self.step.value.assign_add(1)

@@ -17,12 +17,13 @@ def is_own(backbone):
     return backbone.endswith(".keras") or ":" in backbone
 
 
-def check(backbone, width=64):
+def check(backbone, width, folder):
     """Checks that there is such a network, before any image is read.
 
     Args:
         backbone: as `Config.backbone`.
         width: as `Config.width`.
+        folder: `RunFolder`, which keeps the network of a run that has begun.
 
     Raises:
         UsageError: if there is no such name, file or function.
@@ -31,7 +32,7 @@ def check(backbone, width=64):
         check_backbone(backbone, width)
     elif ":" in backbone:
         imported(backbone, "backbone")
-    elif not os.path.isfile(backbone):
+    elif not os.path.isfile(backbone) and not _is_kept(folder):
         raise UsageError(f"There is no file {backbone} (from here, {os.getcwd()}).")
 
 

@@ -2,8 +2,8 @@
 
 Keras' ModelCheckpoint and BackupAndRestore write in place, verify nothing when they
 read, and restart an interrupted epoch. Here a file replaces nothing until it is
-complete, and its name holds its step and checksum. Batches and views are functions of
-(seed, step), so the step is enough to resume exactly.
+complete, and its name holds its step and checksum. Batches, views and what networks
+draw are functions of (seed, step), so the step is enough to resume exactly.
 
 Training waits while the state is copied to memory; a thread writes the copy to disk.
 """

@@ -24,6 +24,7 @@ class History(StepCallback):
         batch_size: size of the global batch.
         knn_images: numbers of neighbours and of test images of the kNN monitor, or
             None.
+        images: number of images to learn from.
         clock: callable that returns the time in seconds.
     """
 
@@ -34,6 +35,7 @@ class History(StepCallback):
         plan,
         batch_size,
         knn_images=None,
+        images=None,
         clock=time.monotonic,
     ):
         super().__init__()
@@ -42,6 +44,7 @@ class History(StepCallback):
             "total_steps": plan.total_steps,
             "steps_per_epoch": plan.steps_per_epoch,
             "batch_size": batch_size,
+            "images": images,
             "knn_images": knn_images,
             "parts": read_parts(folder) if first_step else [],
         }

@@ -19,6 +19,7 @@ from ressl_keras.encoders.building import build_encoder
 from ressl_keras.encoders.export import save_all
 from ressl_keras.errors import UsageError
 from ressl_keras.evaluation.verdict import start_of
+from ressl_keras.files import read_json
 from ressl_keras.method.objectives import uses
 from ressl_keras.method.ressl import ReSSL
 from ressl_keras.run_folder import RunFolder
@@ -177,6 +178,7 @@ class _Run:
             self.log(warning)
         if self.first_step:
             self.log(f"Resuming at step {self.first_step} of {plan.total_steps}.")
+            self.warn_of_other_images()
         # Several devices fetch ahead of the steps; their wait would mean little.
         alone = strategy.num_replicas_in_sync == 1
         timer = InputTimer() if alone and InputTimer.possible() else None
@@ -188,6 +190,17 @@ class _Run:
             finally:
                 if self.saving:
                     self.saving.close()
+
+    def warn_of_other_images(self):
+        """Says if the data set has grown or shrunk since the run began."""
+        before = read_json(self.folder.history).get("images")
+        count = len(self.dataset.pretrain)
+        if before not in (None, count):
+            self.log(
+                f"Warning: there are {count:,} images to learn from, and {before:,} "
+                "when the run was last trained. From here on their order is another, "
+                "and an epoch may have another number of steps."
+            )
 
     def fit(self, parts, timer, callbacks, strategy):
         """Trains from segment to segment."""
@@ -276,7 +289,12 @@ class _Run:
         monitors = self._monitors()
         counts = [each.counts for each in monitors if isinstance(each, KNNMonitor)]
         self.history = History(
-            folder, self.first_step, plan, config.batch_size, *counts
+            folder,
+            self.first_step,
+            plan,
+            config.batch_size,
+            *counts,
+            images=len(self.dataset.pretrain),
         )
         return [
             *found,
