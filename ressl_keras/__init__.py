@@ -68,6 +68,10 @@ def _require_tensorflow():
 _require_tensorflow()
 
 
+if "keras" in sys.modules:  # `keras.models.load_model` then knows the classes
+    importlib.import_module(f"{__name__}.method.ressl")
+
+
 def __getattr__(name):
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,7 @@
 """Decoding no more than the crops need, against Pillow and against the whole image."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -57,6 +58,32 @@ def test_crops_are_those_that_pillow_cuts_from_the_whole_image(kind, options, en
         expected = np.asarray(crop).astype(int)
         expected = expected[:, ::-1] if index == 1 else expected
         assert np.abs(result - expected).max() <= 1
+
+
+@pytest.mark.parametrize("portable", [False, True])
+@pytest.mark.parametrize("mode", ["P", "L"])
+def test_a_bitmap_of_8_bits_has_its_colours(mode, portable, encoded):
+    file = encoded("BMP", mode)
+    found = decoding.decode(tf.constant(file), portable=portable)
+    expected = Image.open(io.BytesIO(file)).convert("RGB")
+    np.testing.assert_array_equal(found, np.asarray(expected))
+
+
+def test_deep_colours_that_pillow_cuts_are_an_error_and_not_black(random):
+    """A TIFF of three channels of 16 bits, which Pillow reads as eight."""
+    values = random.integers(0, 4096, [4, 4, 3]).astype("<u2").tobytes()
+    tags = [(256, 4), (257, 4), (262, 2), (273, 8), (277, 3), (278, 4), (279, 96)]
+    behind = 8 + len(values)
+    entries = [struct.pack("<HHIHH", tag, 3, 1, number, 0) for tag, number in tags]
+    entries.insert(2, struct.pack("<HHII", 258, 3, 3, behind))
+    entries.insert(3, struct.pack("<HHIHH", 259, 3, 1, 1, 0))
+    directory = struct.pack("<H", len(entries)) + b"".join(entries) + b"\0" * 4
+    bits = struct.pack("<HHH", 16, 16, 16)
+    start = b"II*\0" + struct.pack("<I", behind + len(bits))
+    file = start + values + bits + directory
+    assert Image.open(io.BytesIO(file)).mode == "RGB"
+    with pytest.raises(tf.errors.OpError, match="upper eight bits"):
+        decoding.decode(tf.constant(file))
 
 
 def test_boxes_are_asked_for_with_the_size_of_the_image(encoded):

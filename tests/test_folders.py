@@ -10,6 +10,7 @@ from PIL import Image
 from ressl_keras import UsageError
 from ressl_keras.data import folders
 from ressl_keras.data.datasets import load_dataset
+from ressl_keras.data.images import name_of
 
 COUNTS = {"train/cats": 6, "train/dogs": 6, "test/cats": 3, "test/dogs": 3}
 
@@ -216,3 +217,30 @@ def test_a_folder_that_may_not_be_read_is_one_line(tree, monkeypatch):
     monkeypatch.setattr(os, "scandir", scan)  # root may read everything
     with pytest.raises(UsageError, match="cannot be read: Permission denied"):
         load_dataset("folder", str(tree))
+
+
+@pytest.mark.parametrize("with_classes", ["test", "validation", "none"])
+def test_of_two_sets_to_hold_out_the_one_with_classes_is_taken(with_classes, tmp_path):
+    """The test images of a contest have no labels."""
+    for name in ("train", "test", "validation"):
+        draw(tmp_path / name / ("cats" if name in ("train", with_classes) else ""), 3)
+    draw(tmp_path / "train" / "dogs", 3, start=3)
+    listing, lines = listed(tmp_path)
+    wanted = "validation" if with_classes == "validation" else "test"
+    assert listing.names == ("train", wanted)
+    ignored = {"test": "validation", "validation": "test"}[wanted]
+    (line,) = lines
+    assert line.startswith("Warning: ignored beside") and line.endswith(f": {ignored}.")
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_broken_image_does_not_change_which_others_are_held_out(kept, tmp_path):
+    for name in ("cats", "dogs"):
+        draw(tmp_path / name, 15, start=15 * (name == "dogs"))
+    (tmp_path / "cats" / "003.png").write_bytes(b"broken")
+    (tmp_path / "dogs" / "019.png").write_bytes(b"broken")  # the second held out
+    limit = 2**20 if kept else 0
+    dataset = load_dataset("folder", str(tmp_path), check=True, memory_limit=limit)
+    names = [os.path.basename(name_of(dataset.test, i)) for i in range(2)]
+    assert names == ["009.png", "029.png"] and len(dataset.test) == 2
+    assert len(dataset.train) == len(dataset.pretrain) == 26

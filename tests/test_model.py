@@ -6,7 +6,14 @@ import pytest
 import tensorflow as tf
 import tiny
 
-from ressl_keras import SGD, ReSSL, UsageError, build_projector, views
+from ressl_keras import (
+    SGD,
+    ReSSL,
+    UsageError,
+    build_projector,
+    views,
+    warmup_cosine,
+)
 from ressl_keras.method import objectives
 from ressl_keras.method.optimizers import build_optimizer
 
@@ -87,7 +94,7 @@ def test_teacher_is_the_running_average_of_the_student(random):
     script, and over trainable weights only."""
     model = make()
     kept = values(model.student.trainable_variables)
-    averaged = [teacher for teacher, _ in model._averaged]
+    averaged = [theirs for theirs, ours in model._pairs if ours.trainable]
     for batch in batches(random, 3):
         student = values(model.student.trainable_variables)
         kept = [0.9 * old + 0.1 * new for old, new in zip(kept, student)]
@@ -159,9 +166,10 @@ def test_the_optimizer_knows_the_student_only(random):
 def test_no_gradient_reaches_the_teacher(random):
     model = make()
     model.momentum = 1.0  # the average stands still, so only a gradient could move it
-    before = [variable.numpy() for variable, _ in model._averaged]
+    teachers = [theirs for theirs, ours in model._pairs if ours.trainable]
+    before = [variable.numpy() for variable in teachers]
     learn(model, batches(random, 3))
-    for (variable, _), old in zip(model._averaged, before):
+    for variable, old in zip(teachers, before):
         np.testing.assert_array_equal(variable.numpy(), old)
 
 
@@ -476,6 +484,61 @@ def test_a_saved_model_goes_on_as_if_nothing_had_happened(random, tmp_path):
     assert fit(loaded, dataset) == fit(model, dataset)
     for one, other in zip(loaded.variables, model.variables):
         np.testing.assert_array_equal(one, other)
+
+
+def test_a_backbone_that_is_unfrozen_is_followed_by_the_teacher(random):
+    model = make(momentum=0.5)
+    model.backbone.trainable = False
+    model.compile(SGD(0.03), jit_compile=False)
+    learn(model, batches(random, 1))
+    model.backbone.trainable = True
+    model.trainable = False
+    model.trainable = True
+    model.compile(SGD(0.03), jit_compile=False)
+    assert len(model.trainable_variables) == 7 == len(model.student.trainable_variables)
+    pairs = list(zip(model.teacher.weights, model.student.weights))
+    for (images,) in batches(random, 2).batch(1):
+        expected = [(0.5 * (t + s)).numpy() for t, s in pairs if s.trainable]
+        learn(model, [images])
+        found = [t.numpy() for t, s in pairs if s.trainable]
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+@pytest.mark.long
+def test_it_is_exported_as_other_models_are(random, tmp_path):
+    """Once it has been called, as Keras asks for."""
+    model = make()
+    images = random.normal(size=[3, 8, 8, 3]).astype(np.float32)
+    expected = model(images)
+    model.export(tmp_path / "model", verbose=False)
+    loaded = tf.saved_model.load(str(tmp_path / "model"))
+    np.testing.assert_allclose(loaded.serve(images), expected, atol=1e-6)
+
+
+def test_two_models_of_one_configuration_share_nothing():
+    config = make().get_config()
+    one, other = (ReSSL.from_config(config) for _ in range(2))
+    assert one.backbone is not other.backbone
+
+
+def test_labels_that_are_none_are_ignored(random):
+    model = make(momentum=np.float64(0.9))
+    images = random.integers(0, 256, [8, 8, 8, 3]).astype(np.uint8)
+    assert np.isfinite(model.train_on_batch(images)).all()
+
+
+def test_a_second_stage_in_float16_begins_its_schedule_anew(random):
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = make()
+        learn(model, batches(random, 2))
+        model.compile(SGD(warmup_cosine(0.1, 4)), jit_compile=False)
+        logs = learn(model, batches(random, 2))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    rates = [float(each["learning_rate"]) for each in logs]
+    assert rates == pytest.approx([0.1, 0.05 * (1 + np.cos(np.pi / 4))])
 
 
 def test_a_model_called_on_images_embeds_them(random):

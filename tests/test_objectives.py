@@ -80,6 +80,18 @@ def test_a_warm_up_goes_from_one_objective_to_the_other(similarities):
     assert warm_up.teacher_temperature == then.teacher_temperature
 
 
+def test_a_warm_up_takes_objectives_of_ones_own(similarities):
+    def distance(positive):
+        return 1 - positive
+
+    warm_up = objectives.WarmUp(objectives.Objective(distance), distance, steps=3)
+    for step in (0, 9):
+        found = call(warm_up, similarities, step)
+        np.testing.assert_allclose(found, 1 - similarities[2])
+    with pytest.raises(UsageError, match="differ in symmetric"):
+        objectives.WarmUp(objectives.Objective(distance, symmetric=True), distance, 3)
+
+
 @pytest.mark.parametrize(
     "objective",
     [

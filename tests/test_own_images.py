@@ -87,6 +87,22 @@ def test_a_table_labels_some_images_and_the_rest_is_learned_from(folder):
         assert np.abs(learned - 10 * int(path.stem)).min() > 1
 
 
+def test_a_table_of_the_test_images_alone_leaves_them_untouched(tmp_path):
+    for index in range(20):
+        path = (
+            tmp_path / "images" / ("train" if index < 10 else "test") / f"{index}.png"
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (5 * index,) * 3).save(path)
+    rows = [f"test/{index}.png,{'ab'[index % 2]}" for index in range(10, 20)]
+    table = tmp_path / "labels.csv"
+    table.write_text("\n".join([*rows, "train/1.png,", "train/2.png, "]))
+    dataset, _ = loaded(tmp_path / "images", labels=str(table))
+    assert not dataset.labelled
+    shades = dataset.pretrain.images.numpy()[:, 0, 0, 0] // 5
+    assert sorted(shades) == list(range(10))
+
+
 @pytest.mark.parametrize("held_out", ["without images", "without labels", "with both"])
 def test_a_table_of_labels_holds_out_the_test_folder_or_every_tenth(held_out, tmp_path):
     rows, root = [], tmp_path / "images"

@@ -41,6 +41,22 @@ def python(program, **options):
     )
 
 
+@pytest.mark.parametrize(
+    "imports",
+    ["import keras, ressl_keras", "import keras\nfrom ressl_keras import SGD"],
+)
+@pytest.mark.long
+def test_keras_loads_a_saved_model_where_the_package_was_imported(imports, tmp_path):
+    """In a process of its own, with the optimizer."""
+    model = tiny.build_model()
+    model.optimizer.build(model.trainable_variables)
+    model.save(tmp_path / "model.keras")
+    path = str(tmp_path / "model.keras")
+    done = python(f"{imports}\nprint(keras.models.load_model({path!r}).name)")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == model.name
+
+
 def test_every_public_name_is_there_and_documented():
     assert {*PUBLIC.split(), "__version__"} == set(ressl_keras.__all__)
     for name in PUBLIC.split():

@@ -229,6 +229,25 @@ def test_a_folder_is_packed_into_once(folder, tmp_path):
 
 
 @KINDS
+def test_packing_that_stopped_while_it_gave_names_starts_again(
+    kind, folder, tmp_path, monkeypatch
+):
+    output, renamed, rename = tmp_path / "shards", [], packing.replace_on_disk
+
+    def stop_at_the_second(*names):
+        if renamed:
+            raise KeyboardInterrupt
+        renamed.append(rename(*names))
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(packing, "replace_on_disk", stop_at_the_second)
+        packed_from(folder, output, f"--format={kind}")
+    assert renamed
+    assert len(packed_from(folder, output, f"--format={kind}").pretrain) == 30
+    assert not [path for path in output.iterdir() if path.name.startswith("writing")]
+
+
+@KINDS
 def test_what_was_interrupted_is_no_data_set_and_is_packed_anew(
     kind, folder, tmp_path, monkeypatch
 ):
@@ -286,6 +305,36 @@ def test_tar_shards_of_others_are_read(tmp_path):
     assert dataset.class_names == ["0", "1", "2"]
     pixels = [dataset.train.read(i).numpy()[0, 0, 0] for i in range(4)]
     assert pixels == [1, 2, 3, 4]
+
+
+def test_labels_that_are_no_numbers_and_files_of_a_mac_cost_no_image(tmp_path):
+    """Nor do links, which are the file that they point to."""
+    path = tmp_path / "train-0.tar"
+    write_tar(
+        path,
+        [
+            ("0.png", png(0)),
+            ("._0.png", b"of a Mac"),
+            ("0.cls", b"1"),
+            ("1.png", png(1)),
+            ("1.json", b'{"label": "dog"}'),
+            ("2.png", png(2)),
+            ("2.json", b'[{"box": [0, 1]}]'),
+        ],
+    )
+    with tarfile.open(path, "a") as archive:
+        link = tarfile.TarInfo("3.png")
+        link.type, link.linkname = tarfile.LNKTYPE, "1.png"
+        archive.addfile(link)
+    write_tar(tmp_path / "test-0.tar", [("0.png", png(9))])
+    write_tar(tmp_path / "val-0.tar", [("0.png", png(5)), ("0.cls", b"1")])
+    lines = []
+    dataset = load_dataset("packed", str(tmp_path), log=lines.append)
+    assert "The shards for test are not used." in lines
+    shades = [dataset.pretrain.read(i).numpy()[0, 0, 0] for i in range(4)]
+    assert shades == [0, 1, 2, 1] and len(dataset.pretrain) == 4
+    assert dataset.pretrain.labels.tolist() == [1, -1, -1, -1]
+    assert dataset.test.read(0).numpy()[0, 0, 0] == 5
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ class Photos(tfds.core.GeneratorBasedBuilder):
         tfds.core.BuilderConfig(name="labelled"),
         tfds.core.BuilderConfig(name="hidden"),
         tfds.core.BuilderConfig(name="square"),
+        tfds.core.BuilderConfig(name="alone"),
     ]
 
     def _info(self):
@@ -40,6 +41,8 @@ class Photos(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, manager):
         counts = {"train": 40, "validation": 12}
+        if self.builder_config.name == "alone":
+            del counts["train"]
         return {name: self._generate_examples(count) for name, count in counts.items()}
 
     def _generate_examples(self, count):
@@ -146,3 +149,13 @@ def test_images_of_one_size_are_used_at_it(tmp_path):
     images = load(prepare(tmp_path, "square"), "square").pretrain
     assert (images.same_size, images.common_size) == (False, 12)
     assert images.read(0).shape == [12, 12, 3]
+
+
+def test_the_only_split_is_not_held_out_too(tmp_path):
+    lines = []
+    folder = prepare(tmp_path, "alone")
+    dataset = load_dataset("photos/alone", folder, log=lines.append)
+    assert len(dataset.pretrain) == 12 and not dataset.labelled
+    assert lines == [
+        "photos/alone has no labelled split beside validation to evaluate with."
+    ]

@@ -102,6 +102,14 @@ def test_a_batch_that_does_not_fit_is_refused(shape):
         FeatureQueue(8, 3).enqueue(tf.zeros(shape))
 
 
+def test_a_batch_whose_size_shows_late_is_refused_then():
+    queue = FeatureQueue(4, 3)
+    enqueue = tf.function(queue.enqueue, [tf.TensorSpec([None, 3])])
+    enqueue(tf.ones([4, 3]))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="larger than the queue"):
+        enqueue(tf.ones([6, 3]))
+
+
 def test_an_empty_queue_is_refused():
     with pytest.raises(UsageError, match="positive"):
         FeatureQueue(0, 3)

@@ -176,6 +176,10 @@ def check(
                 if clock() - said >= every:
                     said = clock()
                     log(f"Checked {count:,} of {len(unknown):,} images.")
+            # A disk may have failed for a moment.
+            left = _empty(entries["size"], block)
+            for index, *size in _decodable([paths[i] for i in left], decoder):
+                entries["size"][left[index]] = size
             faults = {i: fault(paths[i]) for i in _empty(entries["size"], block)}
             # What is missing or forbidden may be there again without a sign of it.
             changing = [i for i, why in faults.items() if why != CANNOT_DECODE]

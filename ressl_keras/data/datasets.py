@@ -229,15 +229,28 @@ def _load_tfds(name, data_dir, download, memory_limit, decoder, log):
     train = images(train_split)
     pretrain = train if pretrain_split == train_split else images(pretrain_split)
     dataset = Dataset(name, pretrain, decoder=decoder)
+    if not _has_classes(builder):
+        return dataset
     for split in ("test", "validation"):
-        if split in splits and "label" in builder.info.features:
+        if split in splits and split not in (train_split, pretrain_split):
             test = images(split)
             # Public test splits without labels carry -1.
             if test.labels is not None and test.labels.min() >= 0:
                 dataset.train, dataset.test = train, test
                 dataset.class_names = list(builder.info.features["label"].names)
                 break
+    if not dataset.labelled:
+        log(f"{name} has no labelled split beside {train_split} to evaluate with.")
     return dataset
+
+
+def _has_classes(builder):
+    """Whether the images have labels that are numbers of classes."""
+    import tensorflow_datasets as tfds
+
+    features = builder.info.features
+    known = "label" in features and features["label"]
+    return isinstance(known, tfds.features.ClassLabel)
 
 
 def _download(builder):
@@ -266,10 +279,10 @@ def _tfds_images(builder, split, memory_limit, decoder, log):
     import tensorflow_datasets as tfds
 
     info, features = builder.info.splits[split], builder.info.features
-    has_labels = "label" in features
-    shape = features["image"].shape
-    if None not in shape and np.prod(shape) * info.num_examples <= memory_limit:
-        channels = decoder.channels
+    has_labels = _has_classes(builder)
+    shape, channels = features["image"].shape, decoder.channels
+    pixels = None not in shape and np.prod(shape[:2]) * channels * info.num_examples
+    if pixels and pixels <= memory_limit:
         images = np.empty([info.num_examples, *shape[:2], channels], np.uint8)
         labels = np.empty([info.num_examples], np.int64)
         start = 0

@@ -11,6 +11,7 @@ from ressl_keras.augmentation import image_ops
 from ressl_keras.data import orientation as exif
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_BITS = 258  # the tag of a TIFF file for the bits of each channel
 # Modes of Pillow with more than 8 bits.
 _DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
@@ -72,7 +73,7 @@ def _traced(decoder, portable):
 
 
 def _decode(encoded, decoder, portable):
-    start = tf.strings.substr(encoded, 0, 25) + b"\0" * 25
+    start = tf.strings.substr(encoded, 0, 29) + b"\0" * 29
 
     def at(position, *texts):
         part = tf.strings.substr(start, position, len(texts[0]))
@@ -89,6 +90,8 @@ def _decode(encoded, decoder, portable):
         # with as many channels as it has.
         (animated, lambda: _decode_plain(encoded, 4)),
         (is_webp, lambda: _decode_plain(encoded, 0)),
+        # TensorFlow takes the numbers of colours for shades of gray.
+        (at(0, b"BM") & at(28, b"\x08"), lambda: _decode_palette(encoded)),
     ]
     if decoder.channels == 4:
         kinds.append((is_png, lambda: _decode_plain(encoded, 4)))
@@ -126,6 +129,16 @@ def _decode_plain(encoded, channels):
     return tf.io.decode_image(encoded, channels=channels, expand_animations=False)
 
 
+def _decode_palette(encoded):
+    """A BMP of 8 bits: its table of colours begins behind the two headers."""
+    numbers = tf.io.decode_bmp(encoded)[..., 0]
+    size = tf.io.decode_raw(tf.strings.substr(encoded, 14, 4), tf.int32)[0]
+    table = tf.strings.substr(encoded, 14 + size, 4 * 256) + b"\0" * 4 * 256
+    table = tf.io.decode_raw(tf.strings.substr(table, 0, 4 * 256), tf.uint8)
+    colours = tf.reshape(table, [256, 4])[:, 2::-1]  # stored as blue, green, red
+    return tf.gather(colours, tf.cast(numbers, tf.int32))
+
+
 def _decode_deep(encoded, decoder):
     values = tf.io.decode_png(encoded, channels=4, dtype=tf.uint16)
     values = tf.cast(values, tf.float32)
@@ -152,9 +165,12 @@ def _read_tiff(encoded, orient, mode):
     from PIL import Image, ImageOps
 
     with Image.open(io.BytesIO(encoded), formats=["TIFF"]) as image:
+        bits = image.tag_v2.get(_BITS, (8,))
         if orient:
             image = ImageOps.exif_transpose(image)
         deep = image.mode in _DEEP_MODES
+        if not deep and max(bits) > 8:
+            raise ValueError("Pillow keeps the upper eight bits of deep colours only.")
         pixels = np.asarray(image if deep else image.convert(mode), np.float32)
     if deep:
         pixels = np.nan_to_num(np.repeat(pixels[..., np.newaxis], 3, axis=-1))

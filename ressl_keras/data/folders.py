@@ -178,10 +178,24 @@ def _find_splits(root, log):
             "images, not classes: rename what is a class, or give the folder with the "
             "images as --data_dir."
         )
+    if len(chosen) > 2 and _classes(root, chosen[0]):
+        # The first of test and validation that can be evaluated on.
+        chosen[1:] = sorted(
+            chosen[1:], key=lambda name: not _classes(root, chosen[0], name)
+        )
     ignored = [*chosen[2:], *others]
     if ignored:
         log(f"Warning: ignored beside {_listed(chosen[:2])}: {_listed(ignored)}.")
     return tuple(chosen[:2])
+
+
+def _classes(root, *names):
+    """Names of the sub-folders that all of some folders have, a set."""
+    found = [
+        {entry.name for entry in _scan(os.path.join(root, name)) if _is_folder(entry)}
+        for name in names
+    ]
+    return set.intersection(*found)
 
 
 def split_of(name):

@@ -74,7 +74,10 @@ def load_folder(root, check, memory_limit, log, labels, decoder):
     readable = _without(listing, skipped)
     if not readable.files:
         raise UsageError(_nothing(root, listing, skipped))
-    found = labelling.assign(readable, labels, log)
+    if not readable.held_out:
+        listing = dataclasses.replace(listing, held_out=[])
+    # Chosen of all images: those held out are the same whatever could be read.
+    found = labelling.assign(listing, labels, log).without(skipped)
 
     def images(files, class_names=()):
         numbers = {name: number for number, name in enumerate(class_names)}

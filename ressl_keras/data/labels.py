@@ -27,12 +27,22 @@ class Assignment:
     train: list = dataclasses.field(default_factory=list)
     held_out: list = dataclasses.field(default_factory=list)
 
+    def without(self, paths):
+        """The same without some images; without labels if none of a set are left."""
+        pretrain, train, held_out = (
+            [file for file in files if file[0] not in paths]
+            for files in (self.pretrain, self.train, self.held_out)
+        )
+        if not train or not held_out:
+            return Assignment(pretrain)
+        return Assignment(pretrain, self.class_names, train, held_out)
+
 
 def assign(listing, source, log=print):
     """Gives the images of a folder their labels and holds some out.
 
     Args:
-        listing: `folders.Listing` of the readable images.
+        listing: `folders.Listing`.
         source: `folders`: sub-folders are classes; `none`; or what `read_table`
             returns.
         log: called with a line of text about what is ignored.
@@ -82,7 +92,7 @@ def _assign_from_table(listing, table, log):
             f"Warning: {len(train)} labelled images of {len(class_names)} classes are "
             "too few to evaluate the encoder with; none is held out."
         )
-        return Assignment([*listing.files, *listing.held_out])
+        return Assignment(listing.files)
     kept = {path for path, _ in held_out}
     pretrain = [file for file in listing.files if file[0] not in kept]
     return Assignment(pretrain, class_names, train, held_out)
@@ -93,7 +103,7 @@ def read_table(path, root):
 
     Args:
         path: CSV file with an image and its label in each row. A first row whose image
-            is not there is a heading.
+            is not there is a heading. A row without a label says nothing.
         root: folder that the images' paths are relative to.
 
     Returns:
@@ -121,7 +131,7 @@ def read_table(path, root):
             )
         name, label = (cell.strip() for cell in row[:2])
         image = os.path.abspath(os.path.join(root, name))
-        if number == 1 and not os.path.exists(image):
+        if not label or (number == 1 and not os.path.exists(image)):
             continue
         if table.setdefault(image, label) != label:
             raise UsageError(f"{path}, row {number}: {name} has two labels.")

@@ -175,9 +175,13 @@ def read_packed(root, decoder=decoding.DEFAULT, log=print):
     train = found[TRAIN]
     if not len(train):
         raise UsageError(f"The shards in {printable(root)} hold no image.")
-    held_out = next((name for name in found if name != TRAIN), None)
+    others = [name for name in found if name != TRAIN]
+    held_out = next((name for name in others if _all_labelled(found[name])), None)
+    ignored = [name for name in others if name != held_out]
+    if ignored:
+        log(f"The shards for {' and '.join(ignored)} are not used.")
     test = found.get(held_out)
-    if train.labels is None or test is None or not _all_labelled(test):
+    if train.labels is None or test is None:
         return Packed(train, None, [], sizes[TRAIN])
     if class_names is None:
         highest = max(train.labels.max(), test.labels.max())
@@ -232,5 +236,5 @@ def _tar_sets(root):
             f"{printable(root)} has no {DESCRIPTION} and no .tar shards to learn from. "
             "ressl-pack writes such a folder."
         )
-    held_out = [name for name in (TEST, "validation") if name in sets][:1]
+    held_out = [name for name in (TEST, "validation") if name in sets]
     return {name: sets[name] for name in (TRAIN, *held_out)}

@@ -19,7 +19,7 @@ from ressl_keras.data.record_index import (
     read_index,
 )
 from ressl_keras.errors import TEMPORARY, UsageError, naming_disk_errors, printable
-from ressl_keras.files import replace_on_disk, write_json
+from ressl_keras.files import read_json, replace_on_disk, write_json
 
 # Images that are read ahead of the writer.
 _AHEAD = 16
@@ -97,7 +97,9 @@ def prepare(output):
     try:
         os.makedirs(output, exist_ok=True)
         held = os.listdir(output)
-        others = [name for name in held if not name.startswith(TEMPORARY)]
+        begun = read_json(os.path.join(output, TEMPORARY + DESCRIPTION))
+        named = [s for found in begun.get("sets", {}).values() for s in found["shards"]]
+        others = [n for n in held if not n.startswith(TEMPORARY) and n not in named]
         if DESCRIPTION in held:
             raise UsageError(
                 f"{printable(output)} is packed already; give another --output."
@@ -259,9 +261,11 @@ KINDS = tuple(_KINDS)
 
 
 def _finish(output, facts):
-    """Gives the shards their names, and last of all writes what they are."""
+    """Gives the shards their names; last of all the file that says what they are."""
+    description = os.path.join(output, TEMPORARY + DESCRIPTION)
+    write_json(description, facts)
     for found in facts["sets"].values():
         for shard in found["shards"]:
             temporary = os.path.join(output, TEMPORARY + shard)
             replace_on_disk(temporary, os.path.join(output, shard))
-    write_json(os.path.join(output, DESCRIPTION), facts)
+    replace_on_disk(description, os.path.join(output, DESCRIPTION))

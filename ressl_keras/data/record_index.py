@@ -235,6 +235,8 @@ def _places_in_tar(path):
     label, named = UNLABELLED, b""
     for member, data in _members(path):
         folder, name = os.path.split(member.name)
+        if name.startswith("."):  # what a Mac adds
+            continue
         stem, _, ending = name.partition(".")
         ending = f".{ending.lower()}"
         if (folder, stem) != key:
@@ -255,10 +257,15 @@ def _members(path):
     try:
         size = os.path.getsize(path)
         with tarfile.open(path, "r:") as archive:
+            places = {}
             for member in archive:
                 if member.offset_data + member.size > size:
                     raise tarfile.ReadError("unexpected end of data")
+                if member.islnk() and member.linkname in places:  # the same file again
+                    member.offset_data, member.size = places[member.linkname]
+                    member.type = tarfile.REGTYPE
                 if member.isreg():
+                    places[member.name] = member.offset_data, member.size
                     yield member, lambda m=member: archive.extractfile(m).read()
         with open(path, "rb") as file:
             file.seek(-_TAR_BLOCK, os.SEEK_END)
@@ -273,15 +280,19 @@ def _members(path):
 
 
 def _parse_label(data, ending, what, before):
-    """The label in a file's bytes; of JSON without one, `before`."""
+    """The label in a file's bytes; of JSON without a number, `before`."""
     try:
         if ending == ".cls":
             return int(data)
         facts = json.loads(data)
-        label = facts.get("label", facts.get("cls", before))
-        return int(label)
-    except (ValueError, TypeError, AttributeError) as error:
+    except ValueError as error:
         raise UsageError(f"{what} holds no class number.") from error
+    facts = facts if isinstance(facts, dict) else {}
+    label = facts.get("label", facts.get("cls"))
+    try:
+        return int(label)
+    except (TypeError, ValueError):
+        return before
 
 
 def _damaged(path, where):

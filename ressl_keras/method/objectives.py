@@ -337,11 +337,22 @@ class WarmUp:
             temperatures in all steps.
         steps: number of first steps.
 
-    Call arguments and result are those of `Relation`.
+    Call arguments are all that a training step has for an objective; each of the two
+    gets those that it names.
+
+    Raises:
+        UsageError: if one objective is `symmetric` or `both_branches` and the other is
+            not.
     """
 
     def __init__(self, first, then, steps):
-        self.first, self.then, self.steps = first, then, steps
+        self.first, self.then = as_objective(first), as_objective(then)
+        self.steps = steps
+        for name in ("symmetric", "both_branches"):
+            asked = [getattr(part, name, False) for part in (self.first, self.then)]
+            if asked[0] != asked[1]:
+                raise UsageError(f"The two objectives of WarmUp differ in {name}.")
+            setattr(self, name, asked[0])
 
     @property
     def student_temperature(self):
@@ -351,21 +362,36 @@ class WarmUp:
     def teacher_temperature(self):
         return self.then.teacher_temperature
 
-    def __call__(self, student, teacher, positive, step):
+    def __call__(
+        self,
+        student,
+        teacher,
+        positive,
+        step,
+        student_embeddings=None,
+        teacher_embeddings=None,
+    ):
+        others = {
+            "positive": positive,
+            "step": step,
+            "student_embeddings": student_embeddings,
+            "teacher_embeddings": teacher_embeddings,
+        }
+
         def first():
             student_then = self.student_temperature, self.first.student_temperature
             teacher_then = self.teacher_temperature, self.first.teacher_temperature
-            return self.first(
-                _at_temperature(student, *student_then),
-                _at_temperature(teacher, *teacher_then),
-                positive,
-                step,
+            return evaluate(
+                self.first,
+                student=_at_temperature(student, *student_then),
+                teacher=_at_temperature(teacher, *teacher_then),
+                **others,
             )
 
         return tf.cond(
             step < self.steps,
             first,
-            lambda: self.then(student, teacher, positive, step),
+            lambda: evaluate(self.then, student=student, teacher=teacher, **others),
         )
 
     def get_config(self):

@@ -93,6 +93,12 @@ class FeatureQueue(keras.layers.Layer):
                 f"of {self.size} rows of {self.dim}."
             )
         count = tf.shape(embeddings, tf.int64)[0]
+        if batch is None:
+            message = f"A batch is larger than the queue of {self.size} rows."
+            most = tf.constant(self.size, tf.int64)
+            fits = tf.debugging.assert_less_equal(count, most, message)
+            with tf.control_dependencies([fits]):
+                count = tf.identity(count)
         pointer = self.pointer
         rows = (pointer + tf.range(count)) % self.size
         # The method `scatter_nd_update` is not implemented for distributed variables;

@@ -1,5 +1,6 @@
 """The model: a student that learns the teacher's relations (arXiv 2107.09282)."""
 
+import copy
 import functools
 
 import keras
@@ -20,9 +21,8 @@ from ressl_keras.weights import copy_weights
 _METRICS = ("loss", "teacher_entropy", "student_entropy", "agreement", "embedding_std")
 _NO_VALIDATION = (
     "ReSSL has no validation loss: the loss depends on the queue and says nothing "
-    "about the encoder. Give fit the callback "
-    "ressl_keras.training.callbacks.KNNMonitor, or judge model.backbone with "
-    "ressl_keras.evaluation.protocols.evaluate."
+    "about the encoder. Judge build_encoder(model.backbone), of "
+    "ressl_keras.encoders.building, with ressl_keras.evaluate."
 )
 
 
@@ -37,7 +37,8 @@ def _all_or_nothing(train_step):
     def step(self, data):
         if not self.optimizer.built:  # XLA creates no variables after a dependency
             self.optimizer.build(self.trainable_variables)
-        with tf.control_dependencies(tf.nest.flatten(data)):
+        read = [part for part in tf.nest.flatten(data) if part is not None]
+        with tf.control_dependencies(read):
             return train_step(self, data)
 
     return step
@@ -127,7 +128,7 @@ class ReSSL(keras.Model):
                 f"accumulate_steps must be 1 or more; got {accumulate_steps}."
             )
         self.queue_size = queue_size
-        self.momentum = momentum
+        self.momentum = momentum if callable(momentum) else float(momentum)
         self.objective = objectives.as_objective(objective or objectives.Relation())
         objectives.check_objective(self.objective)
         self.references = references
@@ -155,6 +156,10 @@ class ReSSL(keras.Model):
             name="step",
         )
         self.trackers = [keras.metrics.Mean(name=name) for name in _METRICS]
+        self.build((None, *backbone.input_shape[1:]))
+
+    def build(self, input_shape):
+        """Is called at the end of the construction; Keras notes the shape."""
         self.built = True
 
     def _build_encoders(self):
@@ -171,15 +176,21 @@ class ReSSL(keras.Model):
         # attribute in alphabetical order, so these names come after those.
         self.training_student = fuse_batch_norms(self.student)
         self.training_teacher = fuse_batch_norms(self.teacher)
-        self._averaged = [
-            (theirs, ours)
-            for theirs, ours in zip(self.teacher.weights, self.student.weights)
-            if ours.trainable
-        ]
+        self._pairs = list(zip(self.teacher.weights, self.student.weights))
         # Not `teacher.trainable = False`: that would put its batch norms into
         # inference mode, and the method uses the statistics of its own batches.
-        for variable, _ in self._averaged:
+        for variable in self.teacher.weights:
             variable.trainable = False
+
+    @property
+    def trainable_variables(self):
+        # `model.trainable = True` would set those of the teacher, too.
+        teachers = {id(variable) for variable in self.teacher.variables}
+        return [v for v in super().trainable_variables if id(v) not in teachers]
+
+    @property
+    def trainable_weights(self):
+        return self.trainable_variables
 
     def call(self, images, training=False):
         """The student's unit embeddings [batch, dim] of normalised images."""
@@ -263,7 +274,9 @@ class ReSSL(keras.Model):
         momentum = self.momentum
         if callable(momentum):
             momentum = momentum(self.step.value)
-        for teacher, student in self._averaged:
+        for teacher, student in self._pairs:
+            if not student.trainable:  # a statistic, or frozen
+                continue
             average = momentum * teacher + (1 - momentum) * student
             # Each replica writes its own copy; all compute the same number.
             tf.raw_ops.AssignVariableOp(resource=teacher.value.handle, value=average)
@@ -362,11 +375,13 @@ class ReSSL(keras.Model):
         """Updates the student; returns the learning rate of this step."""
         inner = getattr(self.optimizer, "inner_optimizer", None)
         if inner is not None:
-            # Loss scaling skips updates; the schedule follows the step all the same.
-            inner.iterations.assign(self.step.value)
             gradients = replicas.finite_on_all(gradients)
+            following = inner.iterations.value + 1
         learning_rate = self.optimizer.learning_rate
         self.optimizer.apply(gradients, self.trainable_variables)
+        if inner is not None:
+            # Loss scaling skips updates; the schedule goes on all the same.
+            inner.iterations.assign(following)
         self.step.value.assign_add(1)
         return learning_rate
 
@@ -439,6 +454,7 @@ class ReSSL(keras.Model):
                 part, custom_objects=custom_objects
             )
 
+        config = copy.deepcopy(config)  # Keras takes parts out of it
         parts = ("backbone", "projector", "teacher_view", "student_view")
         for part in (*parts, "predictor", "momentum"):
             config[part] = deserialize(config.get(part))

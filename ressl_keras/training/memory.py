@@ -68,7 +68,7 @@ def least_bytes(config, image_size=None):
     return {
         "queue": rows * dim * _FLOAT,
         "relations": part * rows * _COPIES_OF_RELATIONS * _FLOAT,
-        "views": 3 * batch * pixels * _FLOAT,
+        "views": config.channels * batch * pixels * _FLOAT,
         "weights": weights * _COPIES_OF_WEIGHTS * _FLOAT,
     }
 
