@@ -21,8 +21,10 @@ from ressl_keras.weights import copy_weights
 _METRICS = ("loss", "teacher_entropy", "student_entropy", "agreement", "embedding_std")
 _NO_VALIDATION = (
     "ReSSL has no validation loss: the loss depends on the queue and says nothing "
-    "about the encoder. Judge build_encoder(model.backbone), of "
-    "ressl_keras.encoders.building, with ressl_keras.evaluate."
+    "about the encoder. Make an encoder of images in 0-255, "
+    "keras.Sequential([keras.Input(shape), ressl_keras.View([]), model.backbone]), and "
+    "judge it with ressl_keras.evaluate, or in fit by the callback "
+    "ressl_keras.training.callbacks.KNNMonitor."
 )
 
 
