@@ -32,7 +32,7 @@ def apply(operation, planes, seed, first=0):
         Planes of the result.
     """
     seed = tf.random.experimental.stateless_fold_in(seed, tf.cast(first, tf.int32))
-    reseed([operation], seed)
+    reseed([operation], lambda: seed)
     images = tf.transpose(planes, [0, 2, 3, 1])
     call = inspect.signature(operation.call).parameters
     options = {"training": True} if "training" in call else {}

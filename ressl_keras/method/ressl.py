@@ -220,7 +220,7 @@ class ReSSL(keras.Model):
     def train_step(self, data):
         """One step of the method (section 3.3, algorithm 1)."""
         weak, *strong = self.views(data, self.step.value)  # [b, h, w, 3]
-        reseed(self._networks(), self.views.network_seed(self.step.value))
+        reseed(self._networks(), lambda: self.views.network_seed(self.step.value))
         self._update_teacher()  # EMA with momentum m
         z_t = self._embed_teacher(weak)  # [b, D]
         global_z_t = replicas.gather(z_t)  # [global b, D]
