@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
-from ressl_keras.data.images import ArrayImages, EncodedImages
+from ressl_keras.data.images import ArrayImages, EncodedImages, without_labels
 from ressl_keras.evaluation import neighbours
 
 
@@ -70,8 +70,8 @@ def test_unreadable_images_are_neither_queries_nor_neighbours(encoder, tmp_path)
 
 def test_labels_that_do_not_count_are_not_drawn(images, encoder, tmp_path):
     path = str(tmp_path / "neighbours.png")
-    drawn = neighbours.picture(encoder, images, images, path, 3, 4, labelled=False)
-    assert drawn is None
+    plain = without_labels(images)
+    assert neighbours.picture(encoder, plain, plain, path, 3, 4) is None
 
 
 def test_images_without_labels_can_be_drawn(images, encoder, tmp_path):

@@ -225,6 +225,13 @@ def name_of(images, index):
     return images.name(index) if hasattr(images, "name") else None
 
 
+def without_labels(images):
+    """The same images, whose labels do not count."""
+    found = Subset(images, np.arange(len(images)))
+    found.labels = None
+    return found
+
+
 def files_of(images):
     """Paths of the files that images are read from, a list of bytes; may be empty."""
     read = isinstance(images, EncodedImages) and not images.in_memory

@@ -156,7 +156,8 @@ def load_encoder(
             f"{path} returns {', '.join(output)} by name, not features [batch, dim]."
         )
     _check_shapes(path, encoder.input_shape, encoder.output_shape)
-    size = encoder.input_shape[1] or _trained_size(path)
+    described = described_in(path)
+    size = encoder.input_shape[1] or _trained_size(described)
     if dtype is not None:
         if is_frozen(encoder):
             raise UsageError(
@@ -167,7 +168,7 @@ def load_encoder(
     if preprocessing != "none":
         encoder = _preceded(encoder, preprocessing)
     encoder.image_size = size
-    encoder.decoder = decoder_in(described_in(path), encoder.input_shape[-1])
+    encoder.decoder = decoder_in(described, encoder.input_shape[-1])
     return encoder
 
 
@@ -215,9 +216,9 @@ def decoder_in(described, channels):
     return Decoder(oriented, tuple(bounds) if known else None, channels)
 
 
-def _trained_size(path):
+def _trained_size(described):
     """Side in pixels that an encoder's file says it was trained on, or None."""
-    size = described_in(path).get("input_size")
+    size = described.get("input_size")
     fits = isinstance(size, list) and list(map(type, size)) == [int, int]
     return size[0] if fits and 0 < size[0] == size[1] < 2**16 else None
 

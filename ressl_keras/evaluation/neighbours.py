@@ -44,9 +44,7 @@ def nearest(queries, bank, count, block=65536):
     return indices, similarities
 
 
-def picture(
-    encoder, queries, bank, path, rows=12, columns=8, scale=None, labelled=True
-):
+def picture(encoder, queries, bank, path, rows=12, columns=8, scale=None):
     """Draws one row per query: the query at the left, then its nearest images.
 
     Where there are labels, the queries are spread over the classes, and the frame
@@ -61,7 +59,6 @@ def picture(
         columns: number of neighbours.
         scale: how many pixels of the picture a pixel of an image takes; None makes
             images of about 64.
-        labelled: whether labels that the images have count.
 
     Returns:
         Share of the neighbours drawn that have the query's class, in per cent, or None
@@ -70,10 +67,10 @@ def picture(
     alone = bank is queries
     embedded, bank = readable_features(encoder, bank, ONE_DEVICE)
     if alone:
-        own = query_indices(bank, rows, labelled)
+        own = query_indices(bank, rows)
         asked, wanted = Subset(bank, own), embedded[own]
     else:
-        asked = Subset(queries, query_indices(queries, rows, labelled))
+        asked = Subset(queries, query_indices(queries, rows))
         wanted, asked = readable_features(encoder, asked, ONE_DEVICE)
     # One more, for the query itself.
     found, _ = nearest(wanted, embedded, columns + 1)
@@ -91,7 +88,7 @@ def picture(
             pictures.squares(bank, row, size),
         ]
         colours = [pictures.PLAIN] * (1 + len(row))
-        if labelled and asked.labels is not None and bank.labels is not None:
+        if asked.labels is not None and bank.labels is not None:
             same = bank.labels[row] == asked.labels[index]
             colours[1:] = [pictures.SAME if ok else pictures.OTHER for ok in same]
             agreement.append(same.mean())
@@ -105,18 +102,17 @@ def picture(
     return float(100 * np.mean(agreement)) if agreement else None
 
 
-def query_indices(images, count, labelled=True):
+def query_indices(images, count):
     """Indices of the queries: from each class in turn, or spread evenly.
 
     Args:
         images: labelled images or others.
         count: number of queries.
-        labelled: whether labels that the images have count.
 
     Returns:
         Integer array of at most [count].
     """
-    if images.labels is None or not labelled:
+    if images.labels is None:
         return spread_indices(images, count)
     by_class = [np.flatnonzero(images.labels == c) for c in np.unique(images.labels)]
     turns = max(len(members) for members in by_class)

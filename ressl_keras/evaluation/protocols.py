@@ -22,6 +22,7 @@ from ressl_keras.data.images import (
     per_class,
     spread_indices,
     stratified,
+    without_labels,
 )
 from ressl_keras.encoders.encoder import clone_encoder, is_frozen
 from ressl_keras.errors import UsageError, closest, printable
@@ -266,15 +267,13 @@ def _labelled(train, options, log):
 
 
 def _draw_neighbours(encoder, dataset, picture, log):
-    bank = dataset.train if dataset.labelled else dataset.pretrain
+    bank = dataset.train if dataset.labelled else without_labels(dataset.pretrain)
     whole = len(bank)
     if whole > _MOST_NEIGHBOURS:
         bank = Subset(bank, spread_indices(bank, _MOST_NEIGHBOURS))
         log(f"neighbours are sought among {len(bank):,} of {whole:,} images")
     queries = dataset.test if dataset.labelled else bank
-    agreement = neighbours.picture(
-        encoder, queries, bank, picture, labelled=dataset.labelled
-    )
+    agreement = neighbours.picture(encoder, queries, bank, picture)
     log(f"neighbours drawn in {picture}")
     drawn = {"picture": os.path.basename(picture)}
     return drawn if agreement is None else {**drawn, "agreement": round(agreement, 2)}

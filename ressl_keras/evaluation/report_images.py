@@ -9,7 +9,7 @@ from sklearn.manifold import TSNE
 from sklearn.metrics import confusion_matrix
 from threadpoolctl import threadpool_limits
 
-from ressl_keras.data.images import Subset, spread_indices
+from ressl_keras.data.images import Subset, spread_indices, without_labels
 from ressl_keras.encoders.encoder import input_size
 from ressl_keras.evaluation import collapse, figures, neighbours, pictures
 from ressl_keras.evaluation.features import ONE_DEVICE, readable_features
@@ -31,15 +31,14 @@ class _Embedded:
     images: object
     features: np.ndarray
     side: int
-    labelled: bool
 
     @property
     def labels(self):
-        return self.images.labels if self.labelled else None
+        return self.images.labels
 
     def take(self, indices):
         chosen = Subset(self.images, indices)
-        return _Embedded(chosen, self.features[indices], self.side, self.labelled)
+        return _Embedded(chosen, self.features[indices], self.side)
 
     def squares(self, indices):
         return pictures.squares(self.images, indices, self.side)
@@ -56,21 +55,19 @@ def look(encoder, dataset, predictions=None):
     Returns:
         Dict of sections of the report.
     """
-    # Without names of classes, labels that images may have are not used.
-    labelled = bool(dataset.class_names)
+    # Labels are shown by the names of their classes.
+    shown = (lambda images: images) if dataset.class_names else without_labels
     if predictions is not None and predictions.test_features is not None:
         side = input_size(encoder, predictions.test)
-        sets = (
-            (predictions.test, predictions.test_features),
-            (predictions.train, predictions.train_features),
-        )
-        asked, bank = (_Embedded(*each, side, labelled) for each in sets)
+        test, train = shown(predictions.test), shown(predictions.train)
+        asked = _Embedded(test, predictions.test_features, side)
+        bank = _Embedded(train, predictions.train_features, side)
     else:
-        images = dataset.test if dataset.labelled else dataset.pretrain
+        images = shown(dataset.test if dataset.labelled else dataset.pretrain)
         images = Subset(images, spread_indices(images, _MOST))
         side = input_size(encoder, images)
         features, images = readable_features(encoder, images, ONE_DEVICE)
-        asked = bank = _Embedded(images, features, side, labelled)
+        asked = bank = _Embedded(images, features, side)
     some = asked.take(spread_indices(asked.images, _MOST))
     class_names = [named(name) for name in dataset.class_names]
     if not np.isfinite(some.features).all():
@@ -97,7 +94,7 @@ def _health(features):
 
 def _neighbours(asked, bank, class_names):
     """Rows of a query and its nearest images."""
-    indices = neighbours.query_indices(asked.images, _QUERIES, asked.labelled)
+    indices = neighbours.query_indices(asked.images, _QUERIES)
     found, similarities = neighbours.nearest(
         asked.features[indices], bank.features, _NEIGHBOURS + 1
     )
