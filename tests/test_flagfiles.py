@@ -21,6 +21,7 @@ from ressl_keras.data import datasets
 from ressl_keras.data.datasets import Dataset
 from ressl_keras.data.images import ArrayImages, EncodedImages
 from ressl_keras.training import build
+from ressl_keras.training.cautions import cautions
 
 IMAGE_SIZES = {
     "quickstart": 32,
@@ -104,6 +105,13 @@ def test_a_recipe_has_a_model(name, size, random, monkeypatch, tmp_path):
     model = build.build_model(options, plan)
     assert model.queue.dim == options.embedding_dim
     model.backbone.compute_output_shape([4, size, size, 3])
+
+
+@pytest.mark.parametrize("name", IMAGE_SIZES)
+def test_a_recipe_sets_nothing_without_effect(name):
+    options = parse(train.TrainOptions, f"--recipe={name}")
+    plan = build.Plan(IMAGE_SIZES[name], total_steps=10_000)
+    assert list(cautions(options, plan, range(10**6))) == []
 
 
 @pytest.mark.parametrize(

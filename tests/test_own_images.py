@@ -13,6 +13,7 @@ from ressl_keras.commands.train import TrainOptions
 from ressl_keras.data.datasets import as_dataset, load_dataset
 from ressl_keras.data.own import images_from
 from ressl_keras.training import build
+from ressl_keras.training.cautions import cautions
 
 ENDINGS = (".jpg", ".png", ".webp", ".tif", ".TIFF", ".gif", ".bmp")
 
@@ -166,13 +167,42 @@ def test_a_queue_too_large_and_a_run_too_short_are_warned_of():
     def said(**options):
         config = Config(batch_size=64, **options)
         plan = build.make_plan(config, images)
-        return "\n".join(build.warnings(config, plan, images))
+        return "\n".join(cautions(config, plan, images))
 
     text = said(queue_size=2048, epochs=1)
     assert "queue of 2,048 embeddings is larger" in text and "4 steps in all" in text
     assert not said(queue_size=256, epochs=50)
     assert not said(queue_size=256, max_steps=4)
     assert not said(queue_size=4096, references="batch", epochs=50)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"patch_size": 4}, "--patch_size=4 has no effect with --backbone=resnet18"),
+        ({"patch_size": 4, "backbone": "vit_tiny"}, None),
+        ({"init_preprocessing": "torch"}, "--init_preprocessing=torch has no effect"),
+        ({"init_preprocessing": "torch", "init": "x.keras"}, None),
+        ({"adam_betas": (0.9, 0.99)}, "--adam_betas=0.9,0.99 has no effect"),
+        ({"adam_betas": (0.9, 0.99), "optimizer": "adamw"}, None),
+        ({"sgd_momentum": 0.8, "optimizer": "adamw"}, "--sgd_momentum=0.8 has no eff"),
+        ({"info_nce_temperature": 0.1}, "has no effect without --info_nce_epochs"),
+        ({"info_nce_temperature": 0.1, "info_nce_epochs": 1}, None),
+        ({"info_nce_temperature": 0.1, "method": "moco_v2"}, None),
+        ({"teacher_temperature": 0.1, "method": "moco_v2"}, "with --method=moco_v2"),
+        ({"info_nce_epochs": 5, "method": "moco_v2"}, "--info_nce_epochs=5.0 has no"),
+        ({"info_nce_temperature": 0.1, "objective": "mine:distance"}, None),
+    ],
+)
+def test_a_setting_without_effect_is_named(options, said):
+    images = images_from(np.zeros([256, 8, 8, 3], np.uint8))
+    config = Config(batch_size=64, queue_size=256, epochs=50, **options)
+    found = list(cautions(config, build.make_plan(config, images), images))
+    if said is None:
+        assert found == []
+    else:
+        (line,) = found
+        assert said in line
 
 
 def test_the_command_proposed_at_the_end_can_be_run(folder):

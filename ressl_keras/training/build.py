@@ -28,9 +28,6 @@ from ressl_keras.training import backbones, initial
 from ressl_keras.training.heads import head_widths
 from ressl_keras.training.own import imported
 
-# Fewer steps than these teach next to nothing.
-_FEW_STEPS = 200
-
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -241,29 +238,6 @@ def build_monitored_encoder(model, config, plan):
     view = View([], *statistics(plan.channels))
     with _dtype_policy(config.precision):
         return keras.Sequential([keras.Input(shape), view, model.backbone])
-
-
-def warnings(config, plan, images):
-    """What of a run is possible but hardly meant, as lines of text.
-
-    Args:
-        config: `Config`.
-        plan: `Plan`.
-        images: set of images to learn from.
-    """
-    count, size = len(images), config.queue_size
-    if config.references == "queue" and size > count:
-        yield (
-            f"Warning: the queue of {size:,} embeddings is larger than the data set of "
-            f"{count:,} images, so it holds some of them several times; "
-            f"--queue_size={count} or less is better."
-        )
-    if plan.total_steps < _FEW_STEPS and not config.max_steps:
-        yield (
-            f"Warning: {plan.total_steps} steps in all teach little; a useful encoder "
-            "takes some hundreds at least. More --epochs or a smaller --batch_size "
-            "make more."
-        )
 
 
 def decoder_of(config):

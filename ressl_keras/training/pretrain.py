@@ -32,7 +32,6 @@ from ressl_keras.training.build import (
     decoder_of,
     make_plan,
     network_size,
-    warnings,
 )
 from ressl_keras.training.callbacks import (
     CollapseMonitor,
@@ -43,6 +42,7 @@ from ressl_keras.training.callbacks import (
     StopOnNaN,
     Throughput,
 )
+from ressl_keras.training.cautions import cautions
 from ressl_keras.training.exporting import facts, keep_initial
 from ressl_keras.training.history import History
 from ressl_keras.training.initial import load_source, preprocessing_of, start_from
@@ -174,8 +174,8 @@ class _Run:
             config.steps_per_execution, parts, plan.steps_per_epoch
         )
         self.log(overview(self.dataset, self.model, config, plan))
-        for warning in warnings(config, plan, self.dataset.pretrain):
-            self.log(warning)
+        for caution in cautions(config, plan, self.dataset.pretrain):
+            self.log(caution)
         if self.first_step:
             self.log(f"Resuming at step {self.first_step} of {plan.total_steps}.")
             self.warn_of_other_images()
