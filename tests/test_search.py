@@ -11,7 +11,7 @@ from PIL import Image
 
 from ressl_keras import UsageError
 from ressl_keras.commands.search import SearchOptions, search
-from ressl_keras.embeddings import duplicates
+from ressl_keras.embeddings import duplicates, listing
 from ressl_keras.embeddings.search import nearest_in
 from ressl_keras.embeddings.table import Table, read_table, write_tables
 
@@ -165,3 +165,24 @@ def test_tables_of_different_encoders_are_not_compared(tables):
     write_tables(str(folder / "other.parquet"), [table(rows)], {"encoder": "y"})
     with pytest.raises(UsageError, match="different encoders"):
         run(folder, f"--against={folder / 'other.parquet'}")
+
+
+def test_tables_of_images_read_differently_are_not_compared(tables):
+    folder, rows = tables
+    facts = {"encoder": "x", "images": {"size": 32, "exif_orientation": True}}
+    turned = {**facts, "images": {"size": 32, "exif_orientation": False}}
+    for name, known in (("e", facts), ("same", facts), ("turned", turned)):
+        write_tables(str(folder / f"{name}.parquet"), [table(rows)], known)
+    run(folder, f"--against={folder / 'same.parquet'}")
+    with pytest.raises(UsageError, match="differently: exif_orientation is False and"):
+        run(folder, f"--against={folder / 'turned.parquet'}")
+
+
+def test_an_index_that_finds_fewer_images_names_no_others(tables, monkeypatch, capsys):
+    folder, _ = tables
+    found = np.tile([0, 1, -1], [6, 1]), np.tile(np.float32([0.9, 0.8, -9]), [6, 1])
+    monkeypatch.setattr(listing, "nearest_in", lambda *_: found)
+    run(folder, "--neighbours=2")
+    said = capsys.readouterr().out
+    assert said.count("a/0<b>.png") == said.count("a/1<b>.png") == 6
+    assert said.count("a/5<b>.png") == 1  # as the image that was asked for

@@ -39,14 +39,21 @@ class Source:
         """The images of a file.
 
         Raises:
-            UsageError: if it is no table, or its encoder is another than that of the
-                source `like`.
+            UsageError: if it is no table, or its encoder, or how its images were read,
+                is another than in the source `like`.
         """
         table = read_table(path)
         if like is not None and table.facts.get("encoder") != like.encoder:
             raise UsageError(
                 f"{path} and {like.name} are of different encoders; embed both with "
                 "one."
+            )
+        # Tables of earlier versions do not say how their images were read.
+        read = like and [each.facts.get("images") for each in (table, like.table)]
+        if read and all(read) and read[0] != read[1]:
+            raise UsageError(
+                f"The images of {path} and {like.name} were read differently: "
+                f"{_differences(*read)}. Embed both with the same flags."
             )
         return cls(table, folder, os.path.basename(path))
 
@@ -93,6 +100,15 @@ class Source:
         return inline(pictures.fitted(pictures.shown(image), _SIDE))
 
 
+def _differences(one, other):
+    """What two dicts of one form differ in, for people."""
+    return ", ".join(
+        f"{name} is {one.get(name)} and {other.get(name)}"
+        for name in one
+        if one[name] != other.get(name)
+    )
+
+
 @dataclasses.dataclass
 class Found:
     """Groups of images.
@@ -129,6 +145,8 @@ def neighbours(asked, bank, count, index="exact"):
         name = asked.table.files[row]
         group = [(asked, row, None, "")]
         for other, value in zip(near, similar):
+            if other < 0:  # fewer were found
+                break
             if (asked is not bank or other != row) and len(group) <= count:
                 group.append((bank, int(other), float(value), name))
         groups.append(group)

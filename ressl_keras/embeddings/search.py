@@ -21,7 +21,8 @@ def nearest_in(queries, bank, count, index="exact", block=1024):
 
     Returns:
         Tuple of their indices, integer array [queries, count], nearest first, and of
-        their similarities, float32 array of the same shape.
+        their similarities, float32 array of the same shape. An index is -1, and its
+        similarity below -1, where `hnsw` finds fewer.
 
     Raises:
         UsageError: if faiss is asked for and not installed.

@@ -169,7 +169,7 @@ def read_table(path):
     """Reads a table.
 
     Args:
-        path: Parquet file that `write_table` wrote.
+        path: Parquet file that `write_tables` wrote.
 
     Returns:
         A `Table`. It takes 4 bytes for each number of an embedding, so 10 GB for 1.28
