@@ -345,6 +345,15 @@ def test_relations_are_those_of_a_part():
     assert one == other
 
 
+@pytest.mark.parametrize("references", ["queue", "batch"])
+def test_a_machine_has_its_share_of_the_views_and_relations(references):
+    config = Config(references=references)
+    one, other = (least_bytes(config, 32, machines=n) for n in (1, 4))
+    for shared in ("relations", "views"):
+        assert other.pop(shared) * 4 == one.pop(shared)
+    assert one == other
+
+
 def test_a_saved_model_keeps_its_parts():
     assert ReSSL.from_config(make(4).get_config()).accumulate_steps == 4
 

@@ -104,7 +104,7 @@ def run(options):
         folder.prepare()
     if not options.preview:
         # Refused before data are loaded; `pretrain` asks again.
-        check_memory(options)
+        check_memory(options, machines=devices.place(strategy)[1])
         folder.resumed(options)
     dataset = options.load(check=options.check_images, log=log)
     if chief:

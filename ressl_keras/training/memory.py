@@ -12,7 +12,7 @@ _COPIES_OF_WEIGHTS = 4
 _COPIES_OF_RELATIONS = 4
 
 
-def check_memory(config, image_size=None):
+def check_memory(config, image_size=None, machines=1):
     """Checks that the least that a run needs is there.
 
     It is a lower bound from the settings alone: a run that passes may still need more.
@@ -23,12 +23,13 @@ def check_memory(config, image_size=None):
         config: `Config`.
         image_size: side of the views in pixels; None where the settings leave it to
             the data set, which is not known yet.
+        machines: number of machines that share a batch.
 
     Raises:
         UsageError: if it is not there, naming what takes most and the flags to lower.
     """
     free = psutil.virtual_memory().available
-    needs = least_bytes(config, image_size)
+    needs = least_bytes(config, image_size, machines)
     total = sum(needs.values())
     if total > free:
         largest = max(needs, key=needs.get)
@@ -44,22 +45,23 @@ def check_memory(config, image_size=None):
         )
 
 
-def least_bytes(config, image_size=None):
-    """The least memory that a run needs, in bytes.
+def least_bytes(config, image_size=None, machines=1):
+    """The least memory that a run needs on each machine, in bytes.
 
     Args:
         config: `Config`.
         image_size: as in `check_memory`.
+        machines: as in `check_memory`.
 
     Returns:
         Dict from `queue`, `relations`, `views` and `weights` to bytes.
     """
-    dim, batch = config.embedding_dim, config.batch_size
+    dim, batch = config.embedding_dim, config.batch_size // machines
     small = config.backbone.endswith("_small")
     features = 8 * config.width if small else 0
     size = image_size or config.image_size or 0
     crops = config.crops or (size,)
-    rows = config.queue_size if config.references == "queue" else batch
+    rows = config.queue_size if config.references == "queue" else config.batch_size
     part = batch // config.accumulate_steps
     weights = 9 * features**2  # of the last convolution
     for first, hidden, last in filter(None, head_widths(config, features)):

@@ -106,7 +106,7 @@ def pretrain(
     if backbone is not None:
         config = dataclasses.replace(config, backbone=os.path.basename(folder.network))
     plan = make_plan(config, dataset.pretrain, strategy.num_replicas_in_sync)
-    check_memory(config, plan.image_size)
+    check_memory(config, plan.image_size, devices.place(strategy)[1])
     folder.prepare()
     chief = devices.is_chief(strategy)
     with folder.locked() if chief else contextlib.nullcontext():
