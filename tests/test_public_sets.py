@@ -26,14 +26,17 @@ class Photos(tfds.core.GeneratorBasedBuilder):
         tfds.core.BuilderConfig(name="hidden"),
         tfds.core.BuilderConfig(name="square"),
         tfds.core.BuilderConfig(name="alone"),
+        tfds.core.BuilderConfig(name="texts"),
     ]
 
     def _info(self):
         square = (12, 12, 3) if self.builder_config.name == "square" else None
+        classes = tfds.features.ClassLabel(names=NAMES)
+        texts = self.builder_config.name == "texts"
         features = {
             "file_name": tfds.features.Text(),
             "image": tfds.features.Image(shape=square, encoding_format="jpeg"),
-            "label": tfds.features.ClassLabel(names=NAMES),
+            "label": tfds.features.Text() if texts else classes,
         }
         return tfds.core.DatasetInfo(
             builder=self, features=tfds.features.FeaturesDict(features)
@@ -53,6 +56,8 @@ class Photos(tfds.core.GeneratorBasedBuilder):
             pixels = random.integers(0, 256, [*size, 3]).astype(np.uint8)
             hidden = count == 12 and self.builder_config.name == "hidden"
             label = -1 if hidden else number % 3
+            if self.builder_config.name == "texts":
+                label = NAMES[label]
             yield number, {"file_name": f"{number}", "image": pixels, "label": label}
 
 
@@ -92,6 +97,17 @@ def test_images_and_labels_are_those_of_tfds_in_its_order(split, folder):
     read = tf.data.Dataset.range(len(images)).map(images.read)
     for ours, record in zip(read.as_numpy_iterator(), records, strict=True):
         np.testing.assert_array_equal(ours, record["image"])
+
+
+@pytest.mark.parametrize("memory_limit", [0, 2**30])
+def test_a_label_that_is_a_text_is_no_class(memory_limit, tmp_path):
+    folder = prepare(tmp_path, "texts")
+    dataset = load_dataset(
+        "photos/texts", folder, download=False, memory_limit=memory_limit
+    )
+    assert len(dataset.pretrain) == 40 and dataset.pretrain.labels is None
+    assert not dataset.labelled
+    assert dataset.pretrain.read(0).shape[-1] == 3
 
 
 @pytest.mark.long
