@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import cpp_loader
 import keras
@@ -53,6 +54,16 @@ def judge(folder, *words):
             *words,
         )
     )
+
+
+@pytest.mark.long
+def test_an_encoder_is_evaluated_from_inside_its_folder(folder, tmp_path, monkeypatch):
+    shutil.copy(folder / "encoder.keras", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    words = ["--encoder=encoder.keras", "--protocol=knn", DEVICE]
+    evaluate(parse(EvaluateOptions, *words, f"--data_dir={folder / 'images'}"))
+    assert "knn" in json.loads((tmp_path / "evaluation.json").read_text())
+    assert (tmp_path / "report.html").exists()
 
 
 @pytest.fixture(scope="module")
