@@ -43,19 +43,10 @@ class Source:
                 is another than in the source `like`.
         """
         table = read_table(path)
-        if like is not None and table.facts.get("encoder") != like.encoder:
-            raise UsageError(
-                f"{path} and {like.name} are of different encoders; embed both with "
-                "one."
-            )
-        # Tables of earlier versions do not say how their images were read.
-        read = like and [each.facts.get("images") for each in (table, like.table)]
-        if read and all(read) and read[0] != read[1]:
-            raise UsageError(
-                f"The images of {path} and {like.name} were read differently: "
-                f"{_differences(*read)}. Embed both with the same flags."
-            )
-        return cls(table, folder, os.path.basename(path))
+        found = cls(table, folder, os.path.basename(path))
+        if like is not None:
+            _check_alike(path, found, like)
+        return found
 
     @classmethod
     def of_image(cls, path, encoder, bank):
@@ -67,9 +58,9 @@ class Source:
         if encoder_hash(encoder) != bank.encoder:
             raise UsageError(f"{bank.name} is of another encoder than --encoder.")
         size, decoder = encoder.image_size, encoder.decoder
-        facts = bank.table.facts.get("images")  # not in those of earlier versions
-        if facts is not None:
-            size, decoder = facts["size"], decoder_in(facts, decoder.channels)
+        if bank.reading is not None:
+            size = bank.reading["size"]
+            decoder = decoder_in(bank.reading, decoder.channels)
         image = read_image(path, size, **dataclasses.asdict(decoder))
         embedding = np.asarray(encoder(image[np.newaxis]), np.float32)
         nothing = np.full([1, 2], -1)
@@ -80,6 +71,11 @@ class Source:
     def encoder(self):
         """Hash of the encoder."""
         return self.table.facts.get("encoder")
+
+    @property
+    def reading(self):
+        """How the images were read, a dict; None in files of earlier versions."""
+        return self.table.facts.get("images")
 
     def describe(self, index):
         """File, set and label of an image, a dict."""
@@ -100,12 +96,23 @@ class Source:
         return inline(pictures.fitted(pictures.shown(image), _SIDE))
 
 
-def _differences(one, other):
-    """What two dicts of one form differ in, for people."""
-    return ", ".join(
+def _check_alike(path, found, like):
+    """Checks that two sources can be compared: of one encoder, read in one way."""
+    if found.encoder != like.encoder:
+        raise UsageError(
+            f"{path} and {like.name} are of different encoders; embed both with one."
+        )
+    one, other = found.reading, like.reading
+    if one is None or other is None or one == other:
+        return
+    differences = ", ".join(
         f"{name} is {one.get(name)} and {other.get(name)}"
-        for name in one
-        if one[name] != other.get(name)
+        for name in one | other
+        if one.get(name) != other.get(name)
+    )
+    raise UsageError(
+        f"The images of {path} and {like.name} were read differently: {differences}. "
+        "Embed both with the same flags."
     )
 
 
