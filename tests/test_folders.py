@@ -244,3 +244,40 @@ def test_a_broken_image_does_not_change_which_others_are_held_out(kept, tmp_path
     names = [os.path.basename(name_of(dataset.test, i)) for i in range(2)]
     assert names == ["009.png", "029.png"] and len(dataset.test) == 2
     assert len(dataset.train) == len(dataset.pretrain) == 26
+
+
+def as_downloaded(root):
+    """A tree like Tiny ImageNet's archive: the classes of val/ stand in a list."""
+    for start, name in ((0, "n01"), (20, "n02")):
+        draw(root / "train" / name / "images", 4, start)
+    draw(root / "test" / "images", 2, 40)
+    draw(root / "val" / "images", 3, 50)
+    rows = ["050.png\tn02\t0\t32\t44\t62", "051.png\tn01", "052.png\tn02\t1\t1\t2\t2"]
+    (root / "val" / "val_annotations.txt").write_text("\n".join(rows) + "\n")
+
+
+def test_tiny_imagenet_is_read_as_it_is_downloaded(tmp_path):
+    as_downloaded(tmp_path)
+    dataset = load_dataset("folder", str(tmp_path), log=lambda line: None)
+    assert dataset.class_names == ["n01", "n02"] and len(dataset.train) == 8
+    names = [os.path.basename(name_of(dataset.test, i)) for i in range(3)]
+    assert names == ["050.png", "051.png", "052.png"]
+    assert list(dataset.test.labels) == [1, 0, 1]
+
+
+def test_an_image_that_the_list_of_classes_lacks_has_that_of_its_folder(tmp_path):
+    as_downloaded(tmp_path)
+    draw(tmp_path / "val" / "n01", 1, 60)  # sorted into a class
+    draw(tmp_path / "val" / "images", 1, 61)
+    lines = []
+    dataset = load_dataset("folder", str(tmp_path), log=lines.append)
+    assert list(dataset.test.labels) == [1, 0, 1, 0]
+    assert "1 images of val are ignored" in "\n".join(lines)
+
+
+def test_a_line_of_the_list_of_classes_without_a_class_is_named(tmp_path):
+    as_downloaded(tmp_path)
+    path = tmp_path / "val" / "val_annotations.txt"
+    path.write_text("050.png\tn02\n051.png\n")
+    with pytest.raises(UsageError, match=r"val_annotations\.txt, line 2: expected a"):
+        load_dataset("folder", str(tmp_path))

@@ -19,6 +19,8 @@ _SPLITS = {
 # What operating systems and storage devices leave in folders, ignoring case.
 _FOREIGN = ("__macosx", "@eadir", "$recycle.bin", "system volume information")
 _FOREIGN += ("lost+found", "thumbs.db", "desktop.ini")
+# Tiny ImageNet's list of the classes of the images in val/images.
+_CLASS_LIST = "val_annotations.txt"
 
 
 @dataclasses.dataclass
@@ -181,7 +183,11 @@ def _find_splits(root, log):
     if len(chosen) > 2 and _classes(root, chosen[0]):
         # The first of test and validation that can be evaluated on.
         chosen[1:] = sorted(
-            chosen[1:], key=lambda name: not _classes(root, chosen[0], name)
+            chosen[1:],
+            key=lambda name: (
+                not _classes(root, chosen[0], name)
+                and not _class_list(os.path.join(root, name))
+            ),
         )
     ignored = [*chosen[2:], *others]
     if ignored:
@@ -205,13 +211,17 @@ def split_of(name):
 
 
 def _with_classes(paths, folder, log):
-    """Sorted (path, class) of the paths below a folder: classes are its folders."""
-    inside = os.path.join(folder, "")
+    """Sorted (path, class) of the paths below a folder: classes are its folders.
+
+    A list of classes in the folder comes before its folders.
+    """
+    inside, listed = os.path.join(folder, ""), _class_list(folder)
     found, inner = [], set()
     for path in sorted(path for path in paths if path.startswith(inside)):
         head, *rest = path[len(inside) :].split(os.sep)
+        name = listed.get(os.path.basename(path), head if rest else "")
         # One text for a class, not one for each of its images.
-        found.append((path, sys.intern(head) if rest else ""))
+        found.append((path, sys.intern(name)))
         if len(rest) > 1 and split_of(rest[0]):
             inner.add(os.path.join(head, rest[0]))
     if inner:
@@ -220,6 +230,35 @@ def _with_classes(paths, folder, log):
             "looked for in --data_dir itself."
         )
     return found
+
+
+def _class_list(folder):
+    """Classes by file name where a folder has Tiny ImageNet's list of them, or {}.
+
+    Raises:
+        UsageError: if the list cannot be read, or a line has no class.
+    """
+    path = os.path.join(folder, _CLASS_LIST)
+    if not os.path.isfile(path):
+        return {}
+    try:
+        with open(path, encoding="utf-8") as file:
+            lines = file.read().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"{printable(path)} cannot be read: {reason}.") from error
+    classes = {}
+    for number, line in enumerate(lines, 1):
+        name, *cells = line.split("\t")
+        if not line.strip():
+            continue
+        if not cells or not cells[0].strip():
+            raise UsageError(
+                f"{printable(path)}, line {number}: expected a file and its class, "
+                "separated by a tab."
+            )
+        classes[name] = cells[0].strip()
+    return classes
 
 
 def _walk(folders):
