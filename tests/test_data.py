@@ -1,5 +1,6 @@
 """The order of reading, the image folder, and the drawn set."""
 
+import pathlib
 import shutil
 
 import numpy as np
@@ -12,7 +13,7 @@ from ressl_keras import UsageError, views
 from ressl_keras.augmentation import image_ops
 from ressl_keras.data import image_folder, pipeline, shapes
 from ressl_keras.data.datasets import load_dataset
-from ressl_keras.data.images import ArrayImages
+from ressl_keras.data.images import ArrayImages, pixel_buffer
 
 
 def numbered(count):
@@ -147,6 +148,41 @@ def test_small_images_of_one_size_are_kept_in_memory(check, tmp_path, random):
     assert load(memory_limit=pixels.size - 1).storage == "read from files"
     Image.new("RGB", (10, 9)).save(tmp_path / "other.png")
     assert not load().same_size
+
+
+def test_the_pixels_of_an_array_are_those_of_its_time():
+    given = np.zeros([3, 4, 5, 3], np.uint8)
+    images = ArrayImages(given)
+    given[...] = 9
+    assert images.images.shape == given.shape and not images.images.numpy().any()
+
+
+@pytest.mark.parametrize("shape", [[7, 5, 3, 3], [1, 1, 1, 1], [0, 4, 4, 3]])
+def test_what_is_written_into_a_buffer_is_in_its_tensor(shape, random):
+    pixels, tensor = pixel_buffer(shape)
+    pixels[...] = random.integers(0, 256, shape)
+    np.testing.assert_array_equal(tensor, pixels)
+    np.testing.assert_array_equal(tf.gather(tensor, range(len(pixels))), pixels)
+    assert tensor.device.endswith("CPU:0")
+
+
+def memory(line):
+    """A line of what Linux says of this process's memory, in bytes."""
+    status = pathlib.Path("/proc/self/status").read_text()
+    return 1024 * int(status.split(f"{line}:")[1].split()[0])
+
+
+@pytest.mark.skipif(
+    not pathlib.Path("/proc/self/clear_refs").exists(), reason="asks Linux"
+)
+def test_images_are_copied_once():
+    """`tf.constant` takes twice the memory of an array beside it."""
+    given = np.ones([64, 1024, 1024, 1], np.uint8)
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = memory("VmRSS")
+    images = ArrayImages(given)
+    assert memory("VmHWM") - before < 1.2 * given.nbytes
+    assert len(images) == 64
 
 
 def test_headers_say_what_is_kept_and_what_breaks_the_rule_is_found(

@@ -17,6 +17,7 @@ from ressl_keras.data.images import (
     Subset,
     files_of,
     in_channels,
+    pixel_buffer,
 )
 from ressl_keras.data.own import images_from
 from ressl_keras.data.packed import PackedImages, read_packed
@@ -162,12 +163,12 @@ def _load_folder(root, check, memory_limit, log, labels, decoder):
 
 def _kept(encoded, size):
     """Images of one size, decoded into memory."""
-    pixels = np.empty([len(encoded), *size, encoded.channels], np.uint8)
+    pixels, tensor = pixel_buffer([len(encoded), *size, encoded.channels])
     indices = tf.data.Dataset.range(len(encoded))
     decoded = indices.map(plain(encoded.read), tf.data.AUTOTUNE)
     for index, image in enumerate(decoded.as_numpy_iterator()):
         pixels[index] = image
-    return ArrayImages(pixels, encoded.labels, encoded.name)
+    return ArrayImages(tensor, encoded.labels, encoded.name)
 
 
 def _load_packed(root, memory_limit, decoder, log):
@@ -283,7 +284,7 @@ def _tfds_images(builder, split, memory_limit, decoder, log):
     shape, channels = features["image"].shape, decoder.channels
     pixels = None not in shape and np.prod(shape[:2]) * channels * info.num_examples
     if pixels and pixels <= memory_limit:
-        images = np.empty([info.num_examples, *shape[:2], channels], np.uint8)
+        images, tensor = pixel_buffer([info.num_examples, *shape[:2], channels])
         labels = np.empty([info.num_examples], np.int64)
         start = 0
         for batch in builder.as_dataset(split=split).batch(1000).as_numpy_iterator():
@@ -292,7 +293,7 @@ def _tfds_images(builder, split, memory_limit, decoder, log):
             if has_labels:
                 labels[start:end] = batch["label"]
             start = end
-        return ArrayImages(images, labels if has_labels else None)
+        return ArrayImages(tensor, labels if has_labels else None)
     if info.num_bytes > memory_limit:
         return _tfds_shards(builder, split, decoder, log)
     records = builder.as_dataset(

@@ -10,7 +10,12 @@ import tensorflow as tf
 
 from ressl_keras.data import checking, folders
 from ressl_keras.data import labels as labelling
-from ressl_keras.data.images import LARGEST_KEPT, ArrayImages, EncodedImages
+from ressl_keras.data.images import (
+    LARGEST_KEPT,
+    ArrayImages,
+    EncodedImages,
+    pixel_buffer,
+)
 from ressl_keras.data.plain import plain
 from ressl_keras.errors import UsageError, printable
 
@@ -93,7 +98,9 @@ def load_folder(root, check, memory_limit, log, labels, decoder):
         def name(index):
             return os.path.relpath(files[index][0], root)
 
-        return ArrayImages(pixels[[rows[path] for path, _ in files]], labels, name)
+        chosen = [rows[path] for path, _ in files]
+        with tf.device("CPU"):
+            return ArrayImages(tf.gather(pixels, chosen), labels, name)
 
     sets = ImageFolder(None, skipped=skipped)
     if found.class_names:
@@ -159,12 +166,12 @@ def _decoded(paths, size, decoder, log, clock=time.monotonic, every=10.0):
     """Images of one size, decoded into memory several at a time.
 
     Returns:
-        Tuple of pixels [count, height, width, channels]; a dict from path to row; and
+        Tuple of a tensor [count, height, width, channels]; a dict from path to row; and
         one from path to reason of those that cannot be read. The first is None, and
         the others are empty, if an image turns out to have another size.
     """
     encoded = EncodedImages(list(map(os.fsencode, paths)), decoder=decoder)
-    pixels = np.empty([len(paths), *size, decoder.channels], np.uint8)
+    pixels, tensor = pixel_buffer([len(paths), *size, decoder.channels])
     there, said = np.zeros(len(paths), bool), clock()
     images = tf.data.Dataset.range(len(paths)).map(
         plain(lambda index: (index, encoded.read(index))),
@@ -185,4 +192,4 @@ def _decoded(paths, size, decoder, log, clock=time.monotonic, every=10.0):
             log(f"Read {count:,} of {len(paths):,} images into memory.")
     rows = {path: row for row, path in enumerate(paths)}
     broken = {paths[i]: checking.fault(paths[i]) for i in np.flatnonzero(~there)}
-    return pixels, rows, broken
+    return tensor, rows, broken

@@ -1,6 +1,7 @@
 """Sets of images: in memory, encoded, and parts of them."""
 
 import collections
+import math
 import os
 
 import numpy as np
@@ -15,13 +16,39 @@ DEFAULT_SIZE = 224
 # Side in pixels of the largest images that are kept in memory decoded. Larger ones take
 # more memory than their files, and cropping them costs more than decoding a window.
 LARGEST_KEPT = 128
+# Bytes at whose multiples TensorFlow needs the memory of a tensor to begin.
+_ALIGNMENT = 64
+
+
+def pixel_buffer(shape):
+    """An uninitialised uint8 array, and a tensor of the same memory.
+
+    `tf.constant` makes two copies of an array at once, too many for a data set. Fill
+    the array before the tensor is read.
+
+    Args:
+        shape: of both.
+    """
+    count = math.prod(shape)
+    memory = np.empty(count + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    pixels = memory[start : start + count].reshape(shape)
+    return pixels, tf.experimental.dlpack.from_dlpack(pixels.__dlpack__())
+
+
+def _tensor(array):
+    """A tensor on the host with the values of a uint8 array."""
+    pixels, tensor = pixel_buffer(array.shape)
+    np.copyto(pixels, array)
+    return tensor
 
 
 class ArrayImages:
     """Images of one size, held in memory.
 
     Args:
-        images: uint8 array [count, height, width, channels].
+        images: uint8 array or tensor [count, height, width, channels]. An array is
+            copied.
         labels: integer array [count], or None.
         names: function from an index to the image's name, such as a path; or None.
     """
@@ -32,7 +59,9 @@ class ArrayImages:
         # On the host, so that a GPU is not filled with the data set. A tensor that a
         # dataset captures is passed by reference, not copied into its graph.
         with tf.device("CPU"):
-            self.images = tf.constant(images)
+            self.images = tf.identity(
+                images if tf.is_tensor(images) else _tensor(images)
+            )
         self.labels = None if labels is None else np.asarray(labels)
         self.names = names
 
