@@ -79,6 +79,11 @@ class EvaluationOptions(Options):
         "Fine-tune with weights that make all classes count the same.",
         group="Protocol",
     )
+    untrained: bool = setting(
+        True,
+        "Judge the same network untrained, too, which takes as long again.",
+        group="Protocol",
+    )
     save_classifier: bool = setting(
         False,
         "Keep what linear or finetune has learned: classifier.keras and a SavedModel "

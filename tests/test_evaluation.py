@@ -50,6 +50,24 @@ def test_an_encoder_is_judged_beside_its_untrained_self(dataset, encoder):
     assert len(lines) == 3 and f"{results['knn']['top1']:.2f}" in lines[1]
 
 
+def test_the_untrained_network_can_be_left_out(dataset, encoder, monkeypatch):
+    """It takes as long again. The figures of the encoder are the same without it."""
+    quiet = {"log": lambda line: None}
+    expected = protocols.evaluate(encoder, dataset, ["knn"], **quiet)["knn"]
+
+    def none_is_made(encoder):
+        raise AssertionError
+
+    monkeypatch.setattr(protocols, "untrained", none_is_made)
+    lines = []
+    results = protocols.evaluate(
+        encoder, dataset, ["knn"], untrained=False, log=lines.append
+    )
+    assert results == {"knn": {name: expected[name] for name in ("top1", "top5")}}
+    assert not any("untrained" in line for line in lines)
+    assert protocols.table(results).split("\n")[1].split()[2] == "-"
+
+
 def test_a_file_keeps_what_other_protocols_found_of_the_same_encoder(
     dataset, encoder, tmp_path
 ):

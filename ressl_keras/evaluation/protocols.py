@@ -1,7 +1,8 @@
 """The protocols that evaluate an encoder: kNN, linear probe, fine-tuning, a picture.
 
-All but the picture are run on the encoder and on the same encoder untrained: random
-features are far above chance, and an accuracy alone says little.
+All but the picture are run on the encoder and, unless this is left out, on the same
+encoder untrained: random features are far above chance, and an accuracy alone says
+little.
 """
 
 import contextlib
@@ -103,14 +104,15 @@ def evaluate(
             SavedModel in `classifier` into; may be absent.
         log: called with a line of text.
         **settings: further fields of `EvaluationOptions`, such as `label_fraction`,
-            `probe`, `finetune_epochs`, `save_classifier`, `seed` and `feature_cache`.
+            `probe`, `finetune_epochs`, `untrained`, `save_classifier`, `seed` and
+            `feature_cache`.
 
     Returns:
         Dict from protocol to `top1`, `top5`, `untrained_top1` and `untrained_top5`, in
-        per cent, the last two only if the network can be built again; `neighbours` has
-        `agreement`, the share of drawn neighbours of the query's class (None without
-        labels). Which labels were used is named beside them, unless all were. Empty
-        on workers other than the chief.
+        per cent, the last two only if the network can be built again and `untrained`
+        is not False; `neighbours` has `agreement`, the share of drawn neighbours of the
+        query's class (None without labels). Which labels were used is named beside
+        them, unless all were. Empty on workers other than the chief.
 
     Raises:
         UsageError: if the data set has no labels, a protocol is unknown, the encoder
@@ -167,8 +169,14 @@ def run(
     if set(results) - {"neighbours"}:
         found = predictions or Predictions()
         keras.utils.set_random_seed(options.seed)
-        with resources.scope():
-            other = initial or untrained(encoder)
+        other = None
+        if options.untrained:
+            with resources.scope():
+                other = initial or untrained(encoder)
+            if other is None:
+                resources.log(
+                    "The network cannot be built again: no untrained figures."
+                )
         models = encoder, other
         _run_judges(models, dataset, options, resources, found, results, keep)
     if keep and keep.per_class:
@@ -188,7 +196,6 @@ def _run_judges(models, dataset, options, resources, predictions, results, keep)
         ("untrained", "untrained_", models[1], Predictions()),
     ):
         if model is None:
-            resources.log("The network cannot be built again: no untrained figures.")
             continue
         found.train, found.test = train, dataset.test
         sets = train, dataset.test
