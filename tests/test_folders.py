@@ -1,7 +1,9 @@
 """Trees of images as people have them: links, split folders, hidden and odd names."""
 
 import os
+import pathlib
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from ressl_keras.data import folders
 from ressl_keras.data.datasets import load_dataset
 from ressl_keras.data.images import name_of
 
+DOCS = pathlib.Path(__file__).parent.parent / "docs"
 COUNTS = {"train/cats": 6, "train/dogs": 6, "test/cats": 3, "test/dogs": 3}
 
 
@@ -263,6 +266,24 @@ def test_tiny_imagenet_is_read_as_it_is_downloaded(tmp_path):
     names = [os.path.basename(name_of(dataset.test, i)) for i in range(3)]
     assert names == ["050.png", "051.png", "052.png"]
     assert list(dataset.test.labels) == [1, 0, 1]
+
+
+@pytest.mark.skipif(not shutil.which("awk"), reason="runs awk")
+def test_the_documented_line_makes_a_list_of_kaggles(tmp_path):
+    text = (DOCS / "imagenet.md").read_text()
+    (command,) = (line for line in text.split("\n") if line.startswith("awk "))
+    root = tmp_path / "my_imagenet"
+    for name in ("n01", "n02"):
+        draw(root / "train" / name, 2)
+    draw(root / "val", 2)
+    for image in sorted((root / "val").iterdir()):
+        image.rename(image.with_suffix(".JPEG"))
+    (tmp_path / "LOC_val_solution.csv").write_text(
+        "ImageId,PredictionString\n000,n02 85 1 499 272 \n001,n01 1 0 9 2 n01 3 2 4 4\n"
+    )
+    subprocess.run(command, shell=True, check=True, cwd=tmp_path)
+    listing, _ = listed(root)
+    assert [name for _, name in listing.held_out] == ["n02", "n01"]
 
 
 def test_an_image_that_the_list_of_classes_lacks_has_that_of_its_folder(tmp_path):
