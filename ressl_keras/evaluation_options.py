@@ -66,6 +66,15 @@ class EvaluationOptions(Options):
         low=1,
         high=1000000,
     )
+    finetune_batch_size: int = setting(
+        64, "Batch size of fine-tuning.", group="Protocol", low=1, high=2**20
+    )
+    finetune_learning_rate: float = setting(
+        0.05,
+        "Learning rate of fine-tuning for a batch of 64, scaled with the batch.",
+        group="Protocol",
+        above=0,
+    )
     early_stopping: int | None = setting(
         None,
         "Stop fine-tuning after so many epochs without a better accuracy on a held-out "

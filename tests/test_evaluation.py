@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 
-from ressl_keras import UsageError
+from ressl_keras import UsageError, devices
 from ressl_keras.data import shapes
 from ressl_keras.data.datasets import Dataset
 from ressl_keras.data.images import ArrayImages
@@ -66,6 +66,33 @@ def test_the_untrained_network_can_be_left_out(dataset, encoder, monkeypatch):
     assert results == {"knn": {name: expected[name] for name in ("top1", "top5")}}
     assert not any("untrained" in line for line in lines)
     assert protocols.table(results).split("\n")[1].split()[2] == "-"
+
+
+def test_batch_and_learning_rate_of_fine_tuning_are_given(
+    dataset, encoder, monkeypatch
+):
+    """The learning rate is for 64 images: both runs begin with 0.02."""
+    found, fit = [], devices.fit
+
+    def watched(model, batches, **settings):
+        optimizer = model.optimizer
+        found.append((settings["steps_per_epoch"], float(optimizer.learning_rate)))
+        return fit(model, batches, **settings)
+
+    monkeypatch.setattr(devices, "fit", watched)
+    for batch_size, learning_rate in ((100, 0.0128), (32, 0.04)):
+        protocols.evaluate(
+            encoder,
+            dataset,
+            ["finetune"],
+            finetune_epochs=1,
+            finetune_batch_size=batch_size,
+            finetune_learning_rate=learning_rate,
+            untrained=False,
+            log=lambda line: None,
+        )
+    steps = [len(dataset.train) // size for size in (100, 32)]
+    assert found == [(count, pytest.approx(0.02)) for count in steps]
 
 
 def test_a_file_keeps_what_other_protocols_found_of_the_same_encoder(

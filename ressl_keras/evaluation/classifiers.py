@@ -112,7 +112,7 @@ def finetune(
         test: labelled images to evaluate on.
         epochs: passes over `train`; None takes 10, or as many as make 1000 steps.
         batch_size: images per step, on all devices together.
-        learning_rate: at the start; decays to zero.
+        learning_rate: for a batch of 64, scaled with `batch_size`; decays to zero.
         seed: integer seed of head, order, crops and flips.
         resources: `features.Resources`: devices, and where the state is kept.
         name: names the state and the lines of progress.
@@ -154,7 +154,7 @@ def finetune(
         )
     if held_out is not None:
         callbacks = [_HeldOut(held_out), _stopping(early_stopping)]
-    plan.train(classifier, learning_rate, name, encoder, callbacks)
+    plan.train(classifier, learning_rate * batch_size / 64, name, encoder, callbacks)
     uncached = dataclasses.replace(resources, cache=None)
     scores, test = readable_features(classifier, test, uncached)
     if scores is None:

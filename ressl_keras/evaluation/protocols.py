@@ -363,17 +363,20 @@ class _Judge:
         )
 
     def _finetune(self):
+        options = self.options
         return classifiers.finetune(
             self.encoder,
             self.train,
             self.test,
-            self.options.finetune_epochs,
-            seed=self.options.seed,
-            resources=self.resources,
-            name=f"finetune {self.which}",
-            early_stopping=self.options.early_stopping,
-            class_weights=self.options.class_weights,
-            keep=self.keep,
+            options.finetune_epochs,
+            options.finetune_batch_size,
+            options.finetune_learning_rate,
+            options.seed,
+            self.resources,
+            f"finetune {self.which}",
+            options.early_stopping,
+            options.class_weights,
+            self.keep,
         )
 
 
