@@ -7,6 +7,15 @@ from ressl_keras.settings import Options, setting
 
 PROTOCOLS = ("knn", "linear", "finetune", "neighbours")
 PROBES = ("fast", "paper")
+# Options that only one protocol reads.
+_OF_PROBE = "probe", "probe_epochs", "probe_batch_size", "probe_learning_rate"
+_OF_FINETUNE = (
+    "finetune_epochs",
+    "finetune_batch_size",
+    "finetune_learning_rate",
+    "early_stopping",
+    "class_weights",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,6 +142,17 @@ class EvaluationOptions(Options):
                 "--save_classifier keeps one classifier: give --protocol with either "
                 "linear or finetune."
             )
+
+    def cautions(self):
+        """Lines of text about options that have no effect beside the others."""
+        unused = {}
+        if "linear" not in self.protocol:
+            unused |= dict.fromkeys(_OF_PROBE, "without --protocol=linear")
+        elif self.probe != "paper":
+            unused |= dict.fromkeys(_OF_PROBE[1:], "without --probe=paper")
+        if "finetune" not in self.protocol:
+            unused |= dict.fromkeys(_OF_FINETUNE, "without --protocol=finetune")
+        return self.without_effect(unused)
 
 
 def labels_used(values):

@@ -198,6 +198,19 @@ class Options:
         lines = [known[name].flag(getattr(self, name)) for name in known]
         return [line for line in lines if line]
 
+    def without_effect(self, unused):
+        """Lines of text about options that were given and have no effect.
+
+        Args:
+            unused: dict from the names of options that are not read to the reason,
+                such as `without --init`.
+        """
+        known = settings_of(type(self))
+        for name, reason in unused.items():
+            value = getattr(self, name)
+            if value != known[name].default:
+                yield f"Warning: {known[name].flag(value)} has no effect {reason}."
+
     @classmethod
     def from_flags(cls, lines):
         """Options from the lines of a flagfile; the rest has its default.

@@ -95,6 +95,31 @@ def test_batch_and_learning_rate_of_fine_tuning_are_given(
     assert found == [(count, pytest.approx(0.02)) for count in steps]
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, None),
+        ({"probe": "paper"}, None),
+        ({"probe": "paper", "probe_epochs": 5}, None),
+        ({"probe_epochs": 5}, "--probe_epochs=5 has no effect without --probe=paper"),
+        ({"probe": "paper", "protocol": ("knn",)}, "effect without --protocol=linear"),
+        ({"finetune_epochs": 5}, "has no effect without --protocol=finetune"),
+        ({"class_weights": True}, "--class_weights has no effect"),
+        ({"class_weights": True, "protocol": ("finetune",)}, None),
+    ],
+)
+def test_an_option_without_effect_is_named(options, said):
+    found = list(EvaluationOptions(**options).cautions())
+    assert found == [] if said is None else said in found[0] and len(found) == 1
+
+
+def test_what_has_no_effect_is_said_by_an_evaluation(dataset, encoder):
+    lines = []
+    settings = {"untrained": False, "early_stopping": 3, "log": lines.append}
+    protocols.evaluate(encoder, dataset, ["knn"], **settings)
+    assert lines[0].startswith("Warning: --early_stopping=3 has no effect")
+
+
 def test_a_file_keeps_what_other_protocols_found_of_the_same_encoder(
     dataset, encoder, tmp_path
 ):

@@ -158,6 +158,8 @@ def run(
     `folder` is the `RunFolder` of a classifier that is kept.
     """
     _check(encoder, dataset, options.protocol, options.probe)
+    for caution in options.cautions():
+        resources.log(caution)
     keep = None
     if options.save_classifier:
         keep = KeptClassifier(folder, encoder, dataset, resources.log)

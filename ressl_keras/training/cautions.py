@@ -1,8 +1,6 @@
 """What of a run is possible but hardly meant."""
 
-from ressl_keras.config import Config
 from ressl_keras.method.transformer import TRANSFORMERS
-from ressl_keras.settings import settings_of
 
 # Fewer steps than these teach next to nothing.
 _FEW_STEPS = 200
@@ -29,10 +27,7 @@ def cautions(config, plan, images):
             "takes some hundreds at least. More --epochs or a smaller --batch_size "
             "make more."
         )
-    for name, reason in _unused(config).items():
-        known, value = settings_of(Config)[name], getattr(config, name)
-        if value != known.default:
-            yield f"Warning: {known.flag(value)} has no effect {reason}."
+    yield from config.without_effect(_unused(config))
 
 
 def _unused(config):
