@@ -25,6 +25,9 @@ from ressl_keras.data.plain import plain
 from ressl_keras.data.record_index import UNLABELLED, read_index
 from ressl_keras.errors import UsageError, closest, printable
 
+# Images that are read into memory together.
+_BLOCK = 1000
+
 
 @dataclasses.dataclass
 class Dataset:
@@ -165,9 +168,11 @@ def _kept(encoded, size):
     """Images of one size, decoded into memory."""
     pixels, tensor = pixel_buffer([len(encoded), *size, encoded.channels])
     indices = tf.data.Dataset.range(len(encoded))
-    decoded = indices.map(plain(encoded.read), tf.data.AUTOTUNE)
-    for index, image in enumerate(decoded.as_numpy_iterator()):
-        pixels[index] = image
+    decoded = indices.map(plain(encoded.read), tf.data.AUTOTUNE).batch(_BLOCK)
+    start = 0
+    for block in decoded.as_numpy_iterator():
+        pixels[start : start + len(block)] = block
+        start += len(block)
     return ArrayImages(tensor, encoded.labels, encoded.name)
 
 
@@ -287,7 +292,7 @@ def _tfds_images(builder, split, memory_limit, decoder, log):
         images, tensor = pixel_buffer([info.num_examples, *shape[:2], channels])
         labels = np.empty([info.num_examples], np.int64)
         start = 0
-        for batch in builder.as_dataset(split=split).batch(1000).as_numpy_iterator():
+        for batch in builder.as_dataset(split=split).batch(_BLOCK).as_numpy_iterator():
             end = start + len(batch["image"])
             images[start:end] = in_channels(batch["image"], channels)
             if has_labels:

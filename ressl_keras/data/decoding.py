@@ -73,6 +73,19 @@ def _traced(decoder, portable):
 
 
 def _decode(encoded, decoder, portable):
+    image = tf.cond(
+        tf.io.is_jpeg(encoded),
+        lambda: _decode_plain(encoded, 3),
+        lambda: _decode_other(encoded, decoder, portable),
+    )
+    image = _in_channels(image, decoder.channels)
+    if not decoder.exif_orientation:
+        return image
+    return _upright(image, decoder.orientation(encoded))
+
+
+def _decode_other(encoded, decoder, portable):
+    """Pixels of an image that is no JPEG, with three or four channels."""
     start = tf.strings.substr(encoded, 0, 29) + b"\0" * 29
 
     def at(position, *texts):
@@ -97,11 +110,7 @@ def _decode(encoded, decoder, portable):
         kinds.append((is_png, lambda: _decode_plain(encoded, 4)))
     if not portable:
         kinds.append((at(0, *_TIFF), lambda: _decode_tiff(encoded, decoder)))
-    image = tf.case(kinds, default=lambda: _decode_plain(encoded, 3))
-    image = _in_channels(image, decoder.channels)
-    if not decoder.exif_orientation:
-        return image
-    return _upright(image, decoder.orientation(encoded))
+    return tf.case(kinds, default=lambda: _decode_plain(encoded, 3))
 
 
 def _upright(image, orientation):

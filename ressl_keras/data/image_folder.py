@@ -21,6 +21,8 @@ from ressl_keras.errors import UsageError, printable
 
 # Images whose headers say whether all have one size.
 _SAMPLE = 256
+# Images that are read into memory together.
+_BLOCK = 256
 
 
 @dataclasses.dataclass
@@ -171,25 +173,33 @@ def _decoded(paths, size, decoder, log, clock=time.monotonic, every=10.0):
         the others are empty, if an image turns out to have another size.
     """
     encoded = EncodedImages(list(map(os.fsencode, paths)), decoder=decoder)
-    pixels, tensor = pixel_buffer([len(paths), *size, decoder.channels])
+    shape = [*size, decoder.channels]
+    pixels, tensor = pixel_buffer([len(paths), *shape])
     there, said = np.zeros(len(paths), bool), clock()
+
+    def read(index):
+        image = encoded.read(index)
+        fits = tf.reduce_all(tf.shape(image) == shape)
+        image = tf.cond(fits, lambda: image, lambda: tf.zeros(shape, tf.uint8))
+        return index, fits, tf.ensure_shape(image, shape)
+
     images = tf.data.Dataset.range(len(paths)).map(
-        plain(lambda index: (index, encoded.read(index))),
-        tf.data.AUTOTUNE,
-        deterministic=False,
+        plain(read), tf.data.AUTOTUNE, deterministic=False
     )
-    images = images.ignore_errors().as_numpy_iterator()
-    for count, (index, image) in enumerate(images, 1):
-        if image.shape != pixels.shape[1:]:
+    # One by one they would take longer to reach Python than to be decoded.
+    blocks = images.ignore_errors().batch(_BLOCK).prefetch(1)
+    for indices, fits, images in blocks.as_numpy_iterator():
+        if not fits.all():
+            other = paths[indices[~fits].min()]
             log(
-                f"{printable(paths[index])} has another size than the others, so the "
-                "images are read from their files."
+                f"{printable(other)} has another size than the others, so the images "
+                "are read from their files."
             )
             return None, {}, {}
-        pixels[index], there[index] = image, True
+        pixels[indices], there[indices] = images, True
         if clock() - said >= every:
             said = clock()
-            log(f"Read {count:,} of {len(paths):,} images into memory.")
+            log(f"Read {there.sum():,} of {len(paths):,} images into memory.")
     rows = {path: row for row, path in enumerate(paths)}
     broken = {paths[i]: checking.fault(paths[i]) for i in np.flatnonzero(~there)}
     return tensor, rows, broken

@@ -22,6 +22,14 @@ _COUNTS = (
     [2**24, 2**16, 2**8, 1, 0, 0, 0, 0, 0, 0],
     [0, 0, 0, 0, 1, 2**8, 2**16, 2**24, 0, 0],
 )
+# How files begin in which the image follows the head at once, as most writers leave
+# them: a JPEG with the usual head, one without, a PNG. Parts of the file by place.
+_WITHOUT_EXIF = (
+    [(0, b"\xff\xd8\xff\xe0\0\x10"), (20, b"\xff\xdb"), (0, b"")],
+    [(0, b"\xff\xd8\xff\xdb"), (0, b""), (0, b"")],
+    [(0, b"\x89PNG"), (8, b"\0\0\0\rIHDR"), (37, b"IDAT")],
+)
+_START = 41
 # Where the first part begins, the bytes of a part beside its length, those before the
 # EXIF data, and whether lengths are padded to even ones.
 _PLACES = ([2, 2, 10, 0], [8, 12, 8, 0], [12, 8, 8, 1])
@@ -37,14 +45,29 @@ def read_orientation(encoded):
     Returns:
         Scalar int32 tensor from 1 to 8; 1, upright, where nothing valid is stated.
     """
-    start = tf.strings.substr(encoded, 0, 12) + b"\0" * 12
 
-    def is_like(signature, at=0):
-        return tf.strings.substr(start, at, len(signature)) == signature
+    def searched():
+        start = tf.strings.substr(encoded, 0, 12) + b"\0" * 12
 
-    kinds = [is_like(b"\xff\xd8"), is_like(b"\x89PNG"), is_like(b"WEBP", 8)]
-    block = _find(encoded, tf.reduce_any(kinds), tf.argmax(kinds))
-    return tf.cond(block < 0, lambda: 1, lambda: _orientation(encoded, block))
+        def is_like(signature, at=0):
+            return tf.strings.substr(start, at, len(signature)) == signature
+
+        kinds = [is_like(b"\xff\xd8"), is_like(b"\x89PNG"), is_like(b"WEBP", 8)]
+        block = _find(encoded, tf.reduce_any(kinds), tf.argmax(kinds))
+        return tf.cond(block < 0, lambda: 1, lambda: _orientation(encoded, block))
+
+    # The search takes longer than decoding a small image.
+    return tf.cond(_states_nothing(encoded), lambda: 1, searched)
+
+
+def _states_nothing(encoded):
+    """Whether a file begins as one in which the image follows the head at once."""
+    start = tf.strings.substr(encoded, 0, _START) + b"\0" * _START
+    places = [[at for at, _ in parts] for parts in _WITHOUT_EXIF]
+    texts = [[text for _, text in parts] for parts in _WITHOUT_EXIF]
+    lengths = [list(map(len, parts)) for parts in texts]
+    found = tf.strings.substr([[start]], places, lengths) == texts
+    return tf.reduce_any(tf.reduce_all(found, axis=1))
 
 
 def swaps_sides(orientation):
