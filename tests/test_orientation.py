@@ -105,6 +105,32 @@ def test_both_byte_orders_are_read_and_nonsense_is_upright(order, photo):
         assert int(read_orientation(tf.constant(file))) == expected
 
 
+JFIF = b"\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0"
+COMMENT = b"\xff\xfe\0\x06note"
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        b"",
+        JFIF,
+        COMMENT,
+        JFIF + COMMENT,
+        COMMENT + JFIF,
+        JFIF.replace(b"\x10", b"\x12") + b"xx",
+    ],
+)
+def test_exif_data_is_found_behind_other_parts_of_a_jpeg(before, photo):
+    start, image = b"\xff\xd8" + before, saved(photo, "JPEG")[2 + len(JFIF) :]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    block = exif.tobytes()
+    part = b"\xff\xe1" + (len(block) + 2).to_bytes(2, "big") + block
+    for file, turn in ((start + part + image, 6), (start + image, 1)):
+        assert opened(file).getexif().get(0x0112, 1) == turn
+        assert int(read_orientation(tf.constant(file))) == turn
+
+
 def test_lengths_that_sum_to_more_than_32_bits_lead_nowhere():
     """With sums of 32 bits the third leads to the first: it was read for ever."""
     long, none = (2**31 - 10).to_bytes(4, "little"), bytes(4)
