@@ -12,6 +12,7 @@ from ressl_keras.data import shapes
 from ressl_keras.data.decoding import Decoder
 from ressl_keras.data.image_folder import load_folder
 from ressl_keras.data.images import (
+    BLOCK,
     ArrayImages,
     EncodedImages,
     Subset,
@@ -24,9 +25,6 @@ from ressl_keras.data.packed import PackedImages, read_packed
 from ressl_keras.data.plain import plain
 from ressl_keras.data.record_index import UNLABELLED, read_index
 from ressl_keras.errors import UsageError, closest, printable
-
-# Images that are read into memory together.
-_BLOCK = 1000
 
 
 @dataclasses.dataclass
@@ -168,7 +166,7 @@ def _kept(encoded, size):
     """Images of one size, decoded into memory."""
     pixels, tensor = pixel_buffer([len(encoded), *size, encoded.channels])
     indices = tf.data.Dataset.range(len(encoded))
-    decoded = indices.map(plain(encoded.read), tf.data.AUTOTUNE).batch(_BLOCK)
+    decoded = indices.map(plain(encoded.read), tf.data.AUTOTUNE).batch(BLOCK)
     start = 0
     for block in decoded.as_numpy_iterator():
         pixels[start : start + len(block)] = block
@@ -292,7 +290,7 @@ def _tfds_images(builder, split, memory_limit, decoder, log):
         images, tensor = pixel_buffer([info.num_examples, *shape[:2], channels])
         labels = np.empty([info.num_examples], np.int64)
         start = 0
-        for batch in builder.as_dataset(split=split).batch(_BLOCK).as_numpy_iterator():
+        for batch in builder.as_dataset(split=split).batch(BLOCK).as_numpy_iterator():
             end = start + len(batch["image"])
             images[start:end] = in_channels(batch["image"], channels)
             if has_labels:

@@ -182,13 +182,11 @@ def _find_splits(root, log):
         )
     if len(chosen) > 2 and _classes(root, chosen[0]):
         # The first of test and validation that can be evaluated on.
-        chosen[1:] = sorted(
-            chosen[1:],
-            key=lambda name: (
-                not _classes(root, chosen[0], name)
-                and not _class_list(os.path.join(root, name))
-            ),
-        )
+        def lacks_classes(name):
+            known = _classes(root, chosen[0], name)
+            return not (known or _class_list(os.path.join(root, name)))
+
+        chosen[1:] = sorted(chosen[1:], key=lacks_classes)
     ignored = [*chosen[2:], *others]
     if ignored:
         log(f"Warning: ignored beside {_listed(chosen[:2])}: {_listed(ignored)}.")

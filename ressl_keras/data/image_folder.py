@@ -11,6 +11,7 @@ import tensorflow as tf
 from ressl_keras.data import checking, folders
 from ressl_keras.data import labels as labelling
 from ressl_keras.data.images import (
+    BLOCK,
     LARGEST_KEPT,
     ArrayImages,
     EncodedImages,
@@ -21,8 +22,6 @@ from ressl_keras.errors import UsageError, printable
 
 # Images whose headers say whether all have one size.
 _SAMPLE = 256
-# Images that are read into memory together.
-_BLOCK = 256
 
 
 @dataclasses.dataclass
@@ -187,7 +186,7 @@ def _decoded(paths, size, decoder, log, clock=time.monotonic, every=10.0):
         plain(read), tf.data.AUTOTUNE, deterministic=False
     )
     # One by one they would take longer to reach Python than to be decoded.
-    blocks = images.ignore_errors().batch(_BLOCK).prefetch(1)
+    blocks = images.ignore_errors().batch(BLOCK).prefetch(1)
     for indices, fits, images in blocks.as_numpy_iterator():
         if not fits.all():
             other = paths[indices[~fits].min()]

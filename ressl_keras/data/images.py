@@ -16,6 +16,8 @@ DEFAULT_SIZE = 224
 # Side in pixels of the largest images that are kept in memory decoded. Larger ones take
 # more memory than their files, and cropping them costs more than decoding a window.
 LARGEST_KEPT = 128
+# Images that are read into memory together.
+BLOCK = 256
 # Bytes at whose multiples TensorFlow needs the memory of a tensor to begin.
 _ALIGNMENT = 64
 
