@@ -185,6 +185,27 @@ def test_images_are_copied_once():
     assert len(images) == 64
 
 
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_set_of_all_images_is_not_copied(broken, tmp_path, random, monkeypatch):
+    """What is written where they were decoded is seen in the set."""
+    kept = small_images(tmp_path, random)
+    if broken:
+        (tmp_path / "001.png").write_bytes(b"broken")
+        kept = np.delete(kept, 1, axis=0)
+    buffers = []
+
+    def watched(shape):
+        buffers.append(pixel_buffer(shape))
+        return buffers[-1]
+
+    monkeypatch.setattr(image_folder, "pixel_buffer", watched)
+    images = load_dataset("folder", str(tmp_path), log=lambda line: None).pretrain
+    ((pixels, _),) = buffers
+    np.testing.assert_array_equal(images.images, kept)
+    pixels[...] = 7
+    assert bool((images.images.numpy() == 7).all()) is not broken
+
+
 def test_headers_say_what_is_kept_and_what_breaks_the_rule_is_found(
     tmp_path, random, monkeypatch
 ):

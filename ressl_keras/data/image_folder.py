@@ -100,6 +100,8 @@ def load_folder(root, check, memory_limit, log, labels, decoder):
             return os.path.relpath(files[index][0], root)
 
         chosen = [rows[path] for path, _ in files]
+        if chosen == list(range(len(pixels))):
+            return ArrayImages(pixels, labels, name)
         with tf.device("CPU"):
             return ArrayImages(tf.gather(pixels, chosen), labels, name)
 
