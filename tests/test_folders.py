@@ -1,12 +1,12 @@
 """Trees of images as people have them: links, split folders, hidden and odd names."""
 
 import os
-import pathlib
 import shutil
 import subprocess
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 
 from ressl_keras import UsageError
@@ -14,7 +14,6 @@ from ressl_keras.data import folders
 from ressl_keras.data.datasets import load_dataset
 from ressl_keras.data.images import name_of
 
-DOCS = pathlib.Path(__file__).parent.parent / "docs"
 COUNTS = {"train/cats": 6, "train/dogs": 6, "test/cats": 3, "test/dogs": 3}
 
 
@@ -270,7 +269,7 @@ def test_tiny_imagenet_is_read_as_it_is_downloaded(tmp_path):
 
 @pytest.mark.skipif(not shutil.which("awk"), reason="runs awk")
 def test_the_documented_line_makes_a_list_of_kaggles(tmp_path):
-    text = (DOCS / "imagenet.md").read_text()
+    text = (ROOT / "docs" / "imagenet.md").read_text()
     (command,) = (line for line in text.split("\n") if line.startswith("awk "))
     root = tmp_path / "my_imagenet"
     for name in ("n01", "n02"):
