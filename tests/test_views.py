@@ -11,6 +11,7 @@ from PIL import Image
 
 from ressl_keras import views
 from ressl_keras.augmentation import bundle, image_ops
+from ressl_keras.augmentations import Augmentation
 
 
 def error(result, reference):
@@ -197,6 +198,44 @@ def test_color_jitter_applies_its_operations_in_an_order_of_each_images_own(imag
     assert not explaining_all
 
 
+def in_turn(operations, images, seed, mean, std):
+    """What operations make of a batch, each of all images at once."""
+    planes = image_ops.to_planes(images)
+    for index, operation in enumerate(operations):
+        fold = tf.random.experimental.stateless_fold_in(seed, index)
+        planes = tf.ensure_shape(planes, [None, len(mean), None, None])
+        planes = operation(planes, seed=fold)
+    return image_ops.to_pixels(planes, mean, std)
+
+
+@pytest.mark.parametrize("channels", [1, 3, pytest.param(4, marks=pytest.mark.long)])
+@pytest.mark.parametrize("cropped", [True, False])
+def test_large_images_one_after_the_other_are_those_of_the_whole_batch(
+    channels, cropped, images, random
+):
+    pixels = tf.image.resize(images, [64, 64])
+    alpha = random.uniform(0, 255, [6, 64, 64, 1])
+    pixels = tf.concat([pixels, alpha], -1)[..., :channels]
+    statistics = (0.4,) * channels, (0.2,) * channels
+    crop = [views.RandomResizedCropAndFlip(64)] if cropped else []
+    changes = Augmentation(solarize=0.5, vertical_flip=0.5, turn=0.5)
+    view = views.View([*crop, *views.photometric_operations(changes)], *statistics)
+    seed = tf.constant([5, 6])
+    one_by_one = view(pixels, training=True, seed=seed)
+    together = in_turn(view.operations, pixels, seed, *statistics)
+    np.testing.assert_allclose(one_by_one, together, atol=1e-4)
+
+
+def test_with_a_gpu_large_images_are_made_together(images, monkeypatch):
+    pixels = tf.image.resize(images, [64, 64])
+    view, seed = views.View(views.photometric_operations()), tf.constant([5, 6])
+    expected = in_turn(view.operations, pixels, seed, views.MEAN, views.STD)
+    monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: [kind])
+    monkeypatch.setattr(image_ops, "one_by_one", None)
+    found = view(pixels, training=True, seed=seed)
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_spared_images_keep_their_pixels(images):
     source = image_ops.to_planes(images[:, :, :32])
     for layer in (
@@ -267,10 +306,13 @@ def test_outside_training_an_image_is_only_normalised(images):
     np.testing.assert_allclose(views.strong_view(24)(images), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("make", [views.weak_view, views.strong_view])
+@pytest.mark.parametrize(
+    "make, size",
+    [(views.weak_view, 24), (views.strong_view, 24), (views.strong_view, 64)],
+)
 @pytest.mark.long
-def test_a_view_inside_tf_data_equals_the_view_on_the_device(make, images):
-    view = make(24)
+def test_a_view_inside_tf_data_equals_the_view_on_the_device(make, size, images):
+    view = make(size)
     dataset = tf.data.Dataset.from_tensors(images).map(
         lambda batch: view(batch, training=True, seed=[5, 6])
     )
@@ -279,9 +321,10 @@ def test_a_view_inside_tf_data_equals_the_view_on_the_device(make, images):
     np.testing.assert_allclose(inside, outside, atol=1e-5)
 
 
-def test_draws_depend_on_the_place_in_the_global_batch_alone(images):
+@pytest.mark.parametrize("size", [24, pytest.param(64, marks=pytest.mark.long)])
+def test_draws_depend_on_the_place_in_the_global_batch_alone(size, images):
     """Two replicas with half of the batch each see what one sees."""
-    view = views.strong_view(24)
+    view = views.strong_view(size)
     whole = view(images, training=True, seed=[5, 6])
     halves = [
         view(images[:3], training=True, seed=[5, 6]),

@@ -6,10 +6,13 @@ processor's vector registers and an operation on pixels of three numbers does no
 `views` has the same functions for channels-last images.
 """
 
+import functools
+
 import tensorflow as tf
 
 LUMA = (0.2989, 0.5870, 0.1140)
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+NO_JITTER = (1.0, 1.0, 1.0, 0.0)
 
 
 def kernel(function):
@@ -60,6 +63,40 @@ def normalize(pixels, mean, std):
     return (tf.cast(pixels, tf.float32) / 255 - mean) / std
 
 
+@functools.cache
+def one_by_one(operations, channels, in_planes):
+    """A kernel that finishes the images of a batch one after the other.
+
+    On a processor this is faster than an operation at a time: an image takes only those
+    that its draws ask for, and stays in the cache from one to the next.
+
+    Args:
+        operations: tuple of functions of a batch of one image, as planes, and of their
+            arguments for this image, such as `jitter_one`.
+        channels: number of channels.
+        in_planes: whether the images come as planes and not channels last.
+
+    Returns:
+        Function of images, of a tuple of the operations' arguments [batch, ...], and of
+        the `mean` and `std` of `to_pixels`; it returns normalised channels-last images.
+    """
+
+    @kernel
+    def finished(images, arguments, mean, std):
+        def one(elements):
+            image, arguments = tf.nest.map_structure(lambda t: t[tf.newaxis], elements)
+            image = image if in_planes else to_planes(image)
+            for operation, own in zip(operations, arguments):
+                image = tf.ensure_shape(image, [1, channels, None, None])
+                image = operation(image, *own)
+            return to_pixels(image, mean, std)[0]
+
+        pixels = tf.TensorSpec([None, None, channels], tf.float32)
+        return tf.map_fn(one, (images, arguments), fn_output_signature=pixels)
+
+    return finished
+
+
 def _per_image(values, like):
     """A scalar or [batch] of factors as [batch], in the images' dtype."""
     return tf.broadcast_to(tf.cast(values, like.dtype), tf.shape(like)[:1])
@@ -70,16 +107,20 @@ def _luma(images):
     return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
 
 
-@kernel
 def blend(images, kind, factor):
     """Blends each image with black, its mean luma, or its luma, as its kind says."""
+    of_channels = _blend_gray if images.shape[1] == 1 else _blend_colors
+    return of_channels(images, kind, factor)
+
+
+@kernel
+def _blend_colors(images, kind, factor):
     return _blended(images, kind, factor, _luma(images))
 
 
 @kernel
-def blend_gray(images, kind, factor):
-    """The same for images [batch, 1, height, width], which are their own luma."""
-    return _blended(images, kind, factor, images)
+def _blend_gray(images, kind, factor):
+    return _blended(images, kind, factor, images)  # gray is its own luma
 
 
 def _blended(images, kind, factor, luma):
@@ -154,13 +195,15 @@ def adjust_hue(images, shift):
         shift: number or tensor [batch] in full turns, -0.5 to 0.5; 0 changes nothing.
 
     Returns:
-        Tensor of the same shape and dtype.
+        Tensor of the same shape and dtype; gray images as they are.
     """
-    return turn_hue(images, _per_image(shift, images))
+    if images.shape[1] == 1:
+        return images
+    return _turn_hue(images, _per_image(shift, images))
 
 
 @kernel
-def turn_hue(images, shift):
+def _turn_hue(images, shift):
     # A hue is a position on a ring of six sides: red at 0, green at 2, blue at 4. The
     # chroma, largest less smallest channel, is the length of a side here, which saves
     # the divisions of going through HSV.
@@ -227,6 +270,17 @@ def gaussian_blur(images, sigma, radius=8):
     return _weighted_columns(columns, weights, radius)
 
 
+@functools.cache
+def gaussian_blur_one(radius):
+    """The same for a batch of one image, which is spared if its sigma is 0."""
+
+    def blur(image, sigma):
+        blurred = functools.partial(gaussian_blur, image, sigma, radius)
+        return tf.cond(sigma[0] > 0, blurred, lambda: image)
+
+    return blur
+
+
 def _weighted(slices, weights):
     total = 0.0
     for i, images in enumerate(slices):
@@ -248,6 +302,109 @@ def _weighted_columns(images, weights, radius):
     return _weighted(
         [images[..., i : i + width] for i in range(2 * radius + 1)], weights
     )
+
+
+def _on_colors(operation):
+    """Applies an operation to the first three of four channels."""
+
+    @functools.wraps(operation)
+    def on_colors(images, *arguments):
+        if images.shape[1] != 4:
+            return operation(images, *arguments)
+        colors = operation(images[:, :3], *arguments)
+        return tf.concat([colors, images[:, 3:]], axis=1)
+
+    return on_colors
+
+
+@_on_colors
+def jitter(images, order, amounts):
+    """Changes brightness, contrast, saturation and hue in an order of each image's own.
+
+    Args:
+        images: float tensor [batch, channels, height, width] in 0-1.
+        order: int32 tensor [batch, 4], which of the four comes at each position.
+        amounts: tensor [batch, 4], the factors of the first three and the shift of the
+            hue, in the order above; `NO_JITTER` changes nothing.
+
+    Returns:
+        Tensor of the same shape and dtype.
+    """
+    # Three of the four blend with black, the mean or the luma, so each position in the
+    # order is one blend for the whole batch, with factor 1 for images whose hue comes
+    # there. The hue itself, the most expensive operation, is computed once.
+    hue_position = tf.argmax(tf.cast(order == HUE, tf.int32), axis=-1)
+    factors = tf.gather(amounts, order, batch_dims=1)
+
+    def blended(images, position, active):
+        factor = tf.where(active, factors[:, position], 1.0)
+        return blend(images, order[:, position], factor)
+
+    for position in range(3):
+        images = blended(images, position, hue_position > position)
+    images = adjust_hue(images, amounts[:, HUE])
+    for position in range(1, 4):
+        images = blended(images, position, hue_position < position)
+    return images
+
+
+@_on_colors
+def jitter_one(image, order, amounts):
+    """The same for a batch of one image, which takes what it needs alone."""
+    adjustments = adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue
+
+    def adjust_next(position, image):
+        kind = order[0, position]
+        amount = amounts[0, kind]
+        branches = [functools.partial(adjust, image, amount) for adjust in adjustments]
+        return position + 1, tf.switch_case(kind, branches)
+
+    count = tf.where(tf.reduce_any(amounts != NO_JITTER), 4, 0)
+    _, image = tf.while_loop(
+        lambda position, _: position < count, adjust_next, (0, image)
+    )
+    return image
+
+
+@_on_colors
+def grayscale(images, chosen):
+    """Converts the chosen images to grayscale; `chosen` is a bool tensor [batch]."""
+    if images.shape[1] == 1:
+        return images
+    return adjust_saturation(images, tf.where(chosen, 0.0, 1.0))
+
+
+def grayscale_one(image, chosen):
+    """The same for a batch of one image, which is spared if it is not chosen."""
+    return tf.cond(chosen[0], lambda: grayscale(image, chosen), lambda: image)
+
+
+@_on_colors
+def solarize(images, chosen):
+    """Inverts the bright half of the values of the chosen images."""
+    chosen = chosen[:, tf.newaxis, tf.newaxis, tf.newaxis]
+    return tf.where(chosen & (images > 0.5), 1 - images, images)
+
+
+def turn(images, mirrored, quarters=None):
+    """Mirrors images top to bottom, then turns them by quarter turns.
+
+    Args:
+        images: tensor [batch, channels, height, width], square if `quarters` is given.
+        mirrored: bool tensor [batch].
+        quarters: int32 tensor [batch], 0 to 3.
+
+    Returns:
+        Tensor of the same shape and dtype.
+    """
+    mirrored = mirrored[:, tf.newaxis, tf.newaxis, tf.newaxis]
+    images = tf.where(mirrored, images[:, :, ::-1], images)
+    if quarters is None:
+        return images
+    quarters = quarters[:, tf.newaxis, tf.newaxis, tf.newaxis]
+    images = tf.where(quarters >= 2, images[:, :, ::-1, ::-1], images)
+    turned = tf.transpose(images, [0, 1, 3, 2])[:, :, ::-1]
+    return tf.where(quarters % 2 == 1, turned, images)
 
 
 def _resampling_matrix(start, length, flip, source, target):
