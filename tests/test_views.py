@@ -226,6 +226,16 @@ def test_large_images_one_after_the_other_are_those_of_the_whole_batch(
     np.testing.assert_allclose(one_by_one, together, atol=1e-4)
 
 
+def test_a_class_of_ones_own_may_replace_the_call(images):
+    class Black(views.RandomGrayscale):
+        def call(self, planes, seed, first=0):
+            return tf.zeros_like(planes)
+
+    view = views.View([views.RandomResizedCropAndFlip(64), Black()], std=(1, 1, 1))
+    found = view(images, training=True, seed=tf.constant([5, 6]))
+    np.testing.assert_allclose(found + views.MEAN, tf.zeros([6, 64, 64, 3]), atol=1e-6)
+
+
 def test_with_a_gpu_large_images_are_made_together(images, monkeypatch):
     pixels = tf.image.resize(images, [64, 64])
     view, seed = views.View(views.photometric_operations()), tf.constant([5, 6])

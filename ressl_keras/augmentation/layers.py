@@ -320,7 +320,8 @@ class View(keras.layers.Layer):
             keras.saving.deserialize_keras_object(op) if isinstance(op, dict) else op
             for op in operations
         ]
-        self.mean, self.std, self.seed = tuple(mean), tuple(std), seed
+        self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
+        self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
 
     def build(self, images_shape):
@@ -352,7 +353,11 @@ class View(keras.layers.Layer):
         """Large images are, on a processor; an image alone keeps no GPU busy."""
         cropped = self._starts_with_crop()
         side = self.operations[0].size if cropped else images.shape[1]
-        each = [isinstance(op, _OperationOnEach) for op in self.operations[cropped:]]
+        # Told by `call`, which a class of one's own may replace.
+        each = [
+            getattr(type(operation), "call", None) is _OperationOnEach.call
+            for operation in self.operations[cropped:]
+        ]
         small = side is not None and side < SIDE_OF_LARGE_IMAGES
         on_gpu = tf.config.get_visible_devices("GPU")
         return bool(each) and all(each) and not small and not on_gpu
