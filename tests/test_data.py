@@ -186,12 +186,18 @@ def test_images_are_copied_once():
 
 
 @pytest.mark.parametrize("broken", [False, True])
-def test_a_set_of_all_images_is_not_copied(broken, tmp_path, random, monkeypatch):
-    """What is written where they were decoded is seen in the set."""
-    kept = small_images(tmp_path, random)
+@pytest.mark.parametrize("held_out", [False, True])
+def test_a_folders_sets_are_not_copied(broken, held_out, tmp_path, random, monkeypatch):
+    """What is written where the images were decoded is seen in the sets."""
+    pixels = random.integers(0, 256, [6, 8, 8, 3]).astype(np.uint8)
+    for place, image in enumerate(pixels):
+        part = "test" if held_out and place >= 4 else "train"
+        folder = tmp_path / part / ("cats" if place < 2 else "dogs")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{place:03}.png")
     if broken:
-        (tmp_path / "001.png").write_bytes(b"broken")
-        kept = np.delete(kept, 1, axis=0)
+        (tmp_path / "train" / "cats" / "001.png").write_bytes(b"broken")
+        pixels = np.delete(pixels, 1, axis=0)
     buffers = []
 
     def watched(shape):
@@ -199,11 +205,14 @@ def test_a_set_of_all_images_is_not_copied(broken, tmp_path, random, monkeypatch
         return buffers[-1]
 
     monkeypatch.setattr(image_folder, "pixel_buffer", watched)
-    images = load_dataset("folder", str(tmp_path), log=lambda line: None).pretrain
-    ((pixels, _),) = buffers
-    np.testing.assert_array_equal(images.images, kept)
-    pixels[...] = 7
-    assert bool((images.images.numpy() == 7).all()) is not broken
+    dataset = load_dataset("folder", str(tmp_path), log=lambda line: None)
+    sets = [dataset.train, dataset.test] if held_out else [dataset.pretrain]
+    found = [each.images for each in sets]
+    np.testing.assert_array_equal(tf.concat(found, 0), pixels)
+    ((written, _),) = buffers
+    written[...] = 7
+    shared = [bool((images.numpy() == 7).all()) for images in found]
+    assert shared == [not broken, True][: len(sets)]  # a gap makes a copy necessary
 
 
 def test_headers_say_what_is_kept_and_what_breaks_the_rule_is_found(

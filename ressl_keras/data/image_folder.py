@@ -100,10 +100,7 @@ def load_folder(root, check, memory_limit, log, labels, decoder):
             return os.path.relpath(files[index][0], root)
 
         chosen = [rows[path] for path, _ in files]
-        if chosen == list(range(len(pixels))):
-            return ArrayImages(pixels, labels, name)
-        with tf.device("CPU"):
-            return ArrayImages(tf.gather(pixels, chosen), labels, name)
+        return ArrayImages(_rows(pixels, chosen), labels, name)
 
     sets = ImageFolder(None, skipped=skipped)
     if found.class_names:
@@ -113,6 +110,17 @@ def load_folder(root, check, memory_limit, log, labels, decoder):
     same = found.train == found.pretrain
     sets.pretrain = sets.train if same else images(found.pretrain)
     return sets
+
+
+def _rows(pixels, chosen):
+    """Some rows of a tensor. Those in sequence share its memory, where TensorFlow can:
+    from a multiple of 64 bytes on."""
+    first = chosen[0] if chosen else 0
+    sequence = range(first, first + len(chosen))
+    with tf.device("CPU"):
+        if chosen == list(sequence):
+            return pixels[sequence.start : sequence.stop]
+        return tf.gather(pixels, chosen)
 
 
 def _without(listing, skipped):
