@@ -208,8 +208,17 @@ def in_turn(operations, images, seed, mean, std):
     return image_ops.to_pixels(planes, mean, std)
 
 
-@pytest.mark.parametrize("channels", [1, 3, pytest.param(4, marks=pytest.mark.long)])
-@pytest.mark.parametrize("cropped", [True, False])
+@pytest.mark.parametrize(
+    "channels, cropped",
+    [
+        (3, True),
+        (1, False),
+        pytest.param(1, True, marks=pytest.mark.long),
+        pytest.param(3, False, marks=pytest.mark.long),
+        pytest.param(4, True, marks=pytest.mark.long),
+        pytest.param(4, False, marks=pytest.mark.long),
+    ],
+)
 def test_large_images_one_after_the_other_are_those_of_the_whole_batch(
     channels, cropped, images, random
 ):
