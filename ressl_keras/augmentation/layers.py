@@ -59,6 +59,21 @@ class _OperationOnEach(_RandomOperation):
         return self.operation(images, *drawn)
 
 
+class _OperationOnChosen(_OperationOnEach):
+    """Base of those that change a share of the images, and leave the others."""
+
+    def __init__(self, probability=0.2, **kwargs):
+        super().__init__(**kwargs)
+        self.probability = float(probability)
+
+    def draw(self, seed, batch, first=0):
+        """Which images are changed."""
+        return (_uniform(seed, batch, first, 1)[:, 0] < self.probability,)
+
+    def get_config(self):
+        return {**super().get_config(), "probability": self.probability}
+
+
 @keras.saving.register_keras_serializable("ressl_keras")
 class RandomResizedCropAndFlip(_RandomOperation):
     """Random resized crop and horizontal flip.
@@ -167,26 +182,15 @@ class RandomColorJitter(_OperationOnEach):
 
 
 @keras.saving.register_keras_serializable("ressl_keras")
-class RandomGrayscale(_OperationOnEach):
+class RandomGrayscale(_OperationOnChosen):
     """Converts some images to grayscale.
 
     Args:
         probability: share of the images that are changed.
     """
 
-    def __init__(self, probability=0.2, **kwargs):
-        super().__init__(**kwargs)
-        self.probability = float(probability)
-
     operation = staticmethod(image_ops.grayscale)
     operation_on_one = staticmethod(image_ops.grayscale_one)
-
-    def draw(self, seed, batch, first=0):
-        """Which images are changed."""
-        return (_uniform(seed, batch, first, 1)[:, 0] < self.probability,)
-
-    def get_config(self):
-        return {**super().get_config(), "probability": self.probability}
 
 
 @keras.saving.register_keras_serializable("ressl_keras")
@@ -228,25 +232,14 @@ class RandomGaussianBlur(_OperationOnEach):
 
 
 @keras.saving.register_keras_serializable("ressl_keras")
-class RandomSolarize(_OperationOnEach):
+class RandomSolarize(_OperationOnChosen):
     """Inverts the bright half of the values of some images (arXiv 2006.07733).
 
     Args:
         probability: share of the images that are changed.
     """
 
-    def __init__(self, probability=0.2, **kwargs):
-        super().__init__(**kwargs)
-        self.probability = float(probability)
-
     operation = operation_on_one = staticmethod(image_ops.solarize)
-
-    def draw(self, seed, batch, first=0):
-        """Which images are changed."""
-        return (_uniform(seed, batch, first, 1)[:, 0] < self.probability,)
-
-    def get_config(self):
-        return {**super().get_config(), "probability": self.probability}
 
 
 @keras.saving.register_keras_serializable("ressl_keras")
