@@ -67,9 +67,10 @@ class Config(ImageOptions):
     backbone: str = setting(
         "resnet18_small",
         "Encoder: resnet10_small, resnet18_small or resnet34_small for images of up "
-        "to about 96 pixels; resnet18, resnet34, resnet50, resnet101; or a "
-        "keras.applications network such as MobileNetV3Small; vit_micro, vit_tiny or "
-        "vit_small; or your own, NETWORK.keras or MODULE:FUNCTION.",
+        "to about 96 pixels, resnet10_micro for CPUs; resnet18, resnet34, resnet50, "
+        "resnet101; or a keras.applications network such as MobileNetV3Small; "
+        "vit_micro, vit_tiny or vit_small; or your own, NETWORK.keras or "
+        "MODULE:FUNCTION.",
         group="Model",
         first=True,
     )

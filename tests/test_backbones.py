@@ -20,6 +20,7 @@ from ressl_keras.method import networks
         ("resnet10_small", (32, 32, 3), 512),
         ("resnet18_small", (32, 32, 3), 512),
         ("resnet34_small", (None, None, 3), 512),
+        ("resnet10_micro", (None, None, 1), 2048),
         ("resnet18", (64, 64, 3), 512),
         ("resnet50", (64, 64, 3), 2048),
         ("MobileNetV3Small", (64, 64, 3), 576),
@@ -42,6 +43,19 @@ def test_resnet18_small_has_the_parameters_of_the_papers_network():
 
 def test_width_scales_the_features():
     assert build_backbone("resnet18_small", (32, 32, 3), width=8).output_shape[-1] == 64
+
+
+def test_resnet10_micro_is_wide_where_its_maps_are_small():
+    backbone = build_backbone("resnet10_micro", (32, 32, 3), width=4)
+    shapes = [tuple(w.shape) for w in backbone.trainable_variables if w.ndim == 4]
+    stem, *blocks = shapes
+    assert stem == (3, 3, 3, 4)
+    assert blocks.count((3, 3, 4, 4)) == 2
+    for channels, wider in [(4, 8), (8, 32), (32, 128)]:
+        assert blocks.count((1, 1, channels, wider)) == 1
+        assert blocks.count((3, 3, channels, wider)) == 1
+        assert blocks.count((3, 3, wider, wider)) == 1
+    assert len(blocks) == 11
 
 
 def test_small_resnet_is_initialised_by_fan_out():

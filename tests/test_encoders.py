@@ -67,6 +67,7 @@ def test_height_and_width_can_be_left_open(name, random):
     ("name", "strides", "dims"),
     [
         ("resnet10_small", (1, 2, 4, 8), (64, 128, 256, 512)),
+        ("resnet10_micro", (1, 2, 4, 8), (64, 128, 512, 2048)),
         ("resnet50", (4, 8, 16, 32), (256, 512, 1024, 2048)),
         # After the first convolution of the next block, as detectors take them.
         ("EfficientNetB0", (4, 8, 16, 32), (144, 240, 672, 1280)),

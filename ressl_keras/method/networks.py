@@ -4,6 +4,7 @@ import inspect
 import os
 import re
 import sys
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -12,11 +13,25 @@ from ressl_keras.errors import UsageError, closest
 from ressl_keras.method.transformer import TRANSFORMERS, vision_transformer
 from ressl_keras.weights import copy_weights
 
-# Blocks in each of the four stages.
+
+class _SmallResNet(NamedTuple):
+    """The stages of a small ResNet.
+
+    Args:
+        blocks: number of blocks in each stage.
+        widths: channels of each stage, as multiples of the first stage's.
+    """
+
+    blocks: tuple[int, ...]
+    widths: tuple[int, ...] = (1, 2, 4, 8)
+
+
 _SMALL_RESNETS = {
-    "resnet10_small": (1, 1, 1, 1),
-    "resnet18_small": (2, 2, 2, 2),
-    "resnet34_small": (3, 4, 6, 3),
+    "resnet10_small": _SmallResNet((1, 1, 1, 1)),
+    "resnet18_small": _SmallResNet((2, 2, 2, 2)),
+    "resnet34_small": _SmallResNet((3, 4, 6, 3)),
+    # For CPUs: channels pay where the maps are small (docs/results.md).
+    "resnet10_micro": _SmallResNet((1, 1, 1, 1), (1, 2, 8, 32)),
 }
 _RESNETS = {
     "resnet18": ("basic_block", (2, 2, 2, 2)),
@@ -38,6 +53,11 @@ def backbone_names():
 
 def _own_names():
     return [*_SMALL_RESNETS, *_RESNETS, *TRANSFORMERS]
+
+
+def small_resnet_features(name, width):
+    """Length of a small ResNet's features; 0 for any other backbone."""
+    return width * _SMALL_RESNETS[name].widths[-1] if name in _SMALL_RESNETS else 0
 
 
 def check_backbone(name, width=64):
@@ -70,7 +90,8 @@ def build_backbone(
 
     Args:
         name: one of `backbone_names()`: `resnet18_small` and its like have the stem
-            for small images (3x3 convolution, no pooling); `resnet18` to `resnet101`
+            for small images (3x3 convolution, no pooling); `resnet10_micro` is one
+            for CPUs, narrow at first and wide at its end; `resnet18` to `resnet101`
             are KerasCV's; `vit_micro`, `vit_tiny` and `vit_small` are vision
             transformers; the others are keras.applications networks without their
             preprocessing.
@@ -180,9 +201,9 @@ def _small_resnet(name, input_shape, width):
 
     inputs = keras.Input(input_shape)
     x = keras.layers.ReLU()(normalization(convolution(inputs, width, 3)))
-    for stage, blocks in enumerate(_SMALL_RESNETS[name]):
+    for stage, (blocks, multiple) in enumerate(zip(*_SMALL_RESNETS[name])):
         for index in range(blocks):
-            x = block(x, width * 2**stage, 2 if stage > 0 and index == 0 else 1)
+            x = block(x, width * multiple, 2 if stage > 0 and index == 0 else 1)
     return keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(x), name=name)
 
 

@@ -3,6 +3,7 @@
 import psutil
 
 from ressl_keras.errors import UsageError
+from ressl_keras.method.networks import small_resnet_features
 from ressl_keras.training.heads import head_widths
 
 _FLOAT = 4  # bytes
@@ -57,8 +58,7 @@ def least_bytes(config, image_size=None, machines=1):
         Dict from `queue`, `relations`, `views` and `weights` to bytes.
     """
     dim, batch = config.embedding_dim, config.batch_size // machines
-    small = config.backbone.endswith("_small")
-    features = 8 * config.width if small else 0
+    features = small_resnet_features(config.backbone, config.width)
     size = image_size or config.image_size or 0
     crops = config.crops or (size,)
     rows = config.queue_size if config.references == "queue" else config.batch_size
