@@ -63,8 +63,9 @@ def stand_in(name, size, random):
     return Dataset(name, images, images, images, ["even", "odd"])
 
 
-# InfoNCE, and the first command of all; test_export has crops and a predictor.
-TRAINED = ("moco_v2", "quickstart")
+# The command for one's own images is always tried, InfoNCE and the first command of all
+# in the long tests; test_export has crops and a predictor.
+SHORT, LONG = {"folder_cpu"}, {"moco_v2", "quickstart"}
 
 
 def options_of(name, workdir):
@@ -83,7 +84,7 @@ def options_of(name, workdir):
 
 def test_each_flagfile_is_tried():
     assert {path.stem for path in (ROOT / "flags").glob("*.flags")} == set(IMAGE_SIZES)
-    assert set(TRAINED) < set(IMAGE_SIZES)
+    assert set(IMAGE_SIZES) > SHORT | LONG
 
 
 @functools.cache
@@ -114,13 +115,17 @@ def test_a_recipe_sets_nothing_without_effect(name):
     assert list(cautions(options, plan, range(10**6))) == []
 
 
+def marks_of(name):
+    if name in SHORT:
+        return ()
+    return pytest.mark.long if name in LONG else pytest.mark.slow
+
+
 @pytest.mark.parametrize(
     "name, size",
     [
-        pytest.param(
-            *item, marks=pytest.mark.long if item[0] in TRAINED else pytest.mark.slow
-        )
-        for item in IMAGE_SIZES.items()
+        pytest.param(name, size, marks=marks_of(name))
+        for name, size in IMAGE_SIZES.items()
     ],
 )
 def test_a_recipe_trains(name, size, random, monkeypatch, tmp_path, capsys):

@@ -235,6 +235,17 @@ def test_large_images_one_after_the_other_are_those_of_the_whole_batch(
     np.testing.assert_allclose(one_by_one, together, atol=1e-4)
 
 
+def test_large_views_know_their_shape_after_views_of_other_numbers(images):
+    """As in a step that is traced after a preview."""
+    crop = views.RandomResizedCropAndFlip(64)
+    view = views.View([crop, *views.photometric_operations()])
+    for count in (2, 3):
+        view(images[:count], training=True)
+    make = tf.function(lambda images: view(images, training=True))
+    traced = make.get_concrete_function(tf.TensorSpec([4, 80, 80, 3]))
+    assert traced.output_shapes == (4, 64, 64, 3)
+
+
 def test_a_class_of_ones_own_may_replace_the_call(images):
     class Black(views.RandomGrayscale):
         def call(self, planes, seed, first=0):

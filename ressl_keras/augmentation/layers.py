@@ -356,6 +356,7 @@ class View(keras.layers.Layer):
         return bool(each) and all(each) and not small and not on_gpu
 
     def _make_one_by_one(self, images, folds, first):
+        shape = self.compute_output_shape(images.shape)
         # The crop, a product of matrices, is made of all images together.
         operations, cropped = self.operations, self._starts_with_crop()
         if cropped:
@@ -368,7 +369,9 @@ class View(keras.layers.Layer):
         )
         functions = tuple(each.operation_on_one for each in operations)
         finished = image_ops.one_by_one(functions, len(self.mean), cropped)
-        return finished(images, drawn, self.mean, self.std)
+        # A kernel that has had several batches forgets how many images it is given,
+        # which a step that is traced must know.
+        return tf.ensure_shape(finished(images, drawn, self.mean, self.std), shape)
 
     def _make_together(self, images, folds, first):
         planes = image_ops.to_planes(images)
