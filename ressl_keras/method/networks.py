@@ -74,7 +74,8 @@ def check_backbone(name, width=64):
         )
     if name not in _SMALL_RESNETS and width != 64:
         raise UsageError(
-            f"width={width} applies only to {', '.join(_SMALL_RESNETS)}, not {name}."
+            f"width={width} applies only to {', '.join(_SMALL_RESNETS)}, not {name}; "
+            "--width=64 leaves it alone."
         )
 
 
