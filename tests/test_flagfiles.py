@@ -65,7 +65,11 @@ def stand_in(name, size, random):
 
 # The command for one's own images is always tried, InfoNCE and the first command of all
 # in the long tests; test_export has crops and a predictor.
-SHORT, LONG = {"folder_cpu"}, {"moco_v2", "quickstart"}
+TRAINED = {
+    "folder_cpu": (),
+    "moco_v2": pytest.mark.long,
+    "quickstart": pytest.mark.long,
+}
 
 
 def options_of(name, workdir):
@@ -84,7 +88,7 @@ def options_of(name, workdir):
 
 def test_each_flagfile_is_tried():
     assert {path.stem for path in (ROOT / "flags").glob("*.flags")} == set(IMAGE_SIZES)
-    assert set(IMAGE_SIZES) > SHORT | LONG
+    assert set(TRAINED) < set(IMAGE_SIZES)
 
 
 @functools.cache
@@ -115,16 +119,10 @@ def test_a_recipe_sets_nothing_without_effect(name):
     assert list(cautions(options, plan, range(10**6))) == []
 
 
-def marks_of(name):
-    if name in SHORT:
-        return ()
-    return pytest.mark.long if name in LONG else pytest.mark.slow
-
-
 @pytest.mark.parametrize(
     "name, size",
     [
-        pytest.param(name, size, marks=marks_of(name))
+        pytest.param(name, size, marks=TRAINED.get(name, pytest.mark.slow))
         for name, size in IMAGE_SIZES.items()
     ],
 )
