@@ -1,5 +1,6 @@
 """The dtype policy that is chosen, on hardware that the tests make up."""
 
+import keras
 import pytest
 import tensorflow as tf
 
@@ -29,16 +30,29 @@ def test_a_processor_says_whether_it_computes_in_bfloat16(flags, expected, tmp_p
 
 
 @pytest.mark.parametrize(
-    "seconds, expected", [({"float32": 3, "bfloat16": 1}, "mixed_bfloat16"),
-                          ({"float32": 1, "bfloat16": 1}, "float32")],
+    "seconds, expected", [({"float32": 3, "mixed_bfloat16": 1}, "mixed_bfloat16"),
+                          ({"float32": 1, "mixed_bfloat16": 1}, "float32")],
 )  # fmt: skip
 def test_a_processor_is_taken_at_its_measured_word(seconds, expected, monkeypatch):
     monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: True)
-    monkeypatch.setattr(precision, "_seconds", lambda dtype: seconds[dtype.name])
+    monkeypatch.setattr(precision, "_seconds", lambda policy, size: seconds[policy])
     lines = []
-    assert precision.choose_precision(lines.append) == expected
+    assert precision.choose_precision(str, 32, lines.append) == expected
     (line,) = lines
-    assert line.startswith(f"Precision {expected}: a convolution is ")
+    assert line.startswith(f"Precision {expected}: the network is ")
+
+
+@pytest.mark.parametrize("faster", ["float32", "mixed_bfloat16"])
+def test_the_passes_of_the_network_itself_are_timed(faster, monkeypatch):
+    def build(policy):
+        images = keras.Input((32, 32, 3))
+        channels = 1 if policy == faster else 128
+        maps = keras.layers.Conv2D(channels, 5, padding="same")(images)
+        maps = keras.layers.BatchNormalization()(maps)
+        return keras.Model(images, keras.layers.GlobalAveragePooling2D()(maps))
+
+    monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: True)
+    assert precision.choose_precision(build, 32, lambda line: None) == faster
 
 
 @pytest.mark.parametrize(
@@ -52,7 +66,7 @@ def test_a_gpu_is_judged_by_its_generation(capability, expected, monkeypatch):
         "get_device_details",
         lambda gpu: {"compute_capability": capability},
     )
-    chosen = precision.choose_precision(lambda line: None)
+    chosen = precision.choose_precision(None, 32, lambda line: None)
     assert chosen == ("float32", "mixed_bfloat16")[expected]
 
 
@@ -63,6 +77,11 @@ def test_a_resumed_run_keeps_the_precision_that_was_chosen(
     images = ArrayImages(*shapes.render(32, 0, size=8))
     options = {"verbose": False, "log": lambda line: None}
 
+    def choice_of(build, image_size, log):
+        assert build("mixed_bfloat16").compute_dtype == "bfloat16"
+        assert build("float32").input_shape == (None, image_size, image_size, 3)
+        return next(choices)
+
     def run(**settings):
         config = Config(
             precision="auto", batch_size=8, queue_size=16, knn_every=0, **settings
@@ -70,8 +89,7 @@ def test_a_resumed_run_keeps_the_precision_that_was_chosen(
         pretrain(Dataset("drawn", images), tmp_path, config, **options)
         return RunFolder(tmp_path).read_config(Config).precision
 
-    for choice, epochs in (("float32", 1), ("mixed_bfloat16", 2)):
-        monkeypatch.setattr(
-            pretrain_module, "choose_precision", lambda log, choice=choice: choice
-        )
+    choices = iter(["float32", "mixed_bfloat16"])
+    monkeypatch.setattr(pretrain_module, "choose_precision", choice_of)
+    for epochs in (1, 2):
         assert run(epochs=epochs) == "float32"

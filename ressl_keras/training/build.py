@@ -172,6 +172,12 @@ def network_size(config, image_size):
     return image_size if set(config.crops or ()) <= {image_size} else None
 
 
+def build_alone(config, plan, network):
+    """The backbone that `build_model` would build, without the rest of the model."""
+    with _dtype_policy(config.precision):
+        return _backbone(config, plan, network)
+
+
 def _backbone(config, plan, network):
     """The backbone, named by the settings or given."""
     size = network_size(config, plan.image_size)

@@ -4,17 +4,25 @@ import time
 
 import tensorflow as tf
 
-# bfloat16 must make a convolution this many times as fast as float32.
+from ressl_keras.method.normalization import fuse_batch_norms
+
+# bfloat16 must make the network's passes this many times as fast as float32.
 _WORTHWHILE = 1.2
 
+# Pixels of the images that are timed: 64 images of 32 pixels, or one of 256.
+_PIXELS = 64 * 32 * 32
 
-def choose_precision(log=print):
+
+def choose_precision(build, image_size, log=print):
     """Chooses between `float32` and `mixed_bfloat16`.
 
-    GPUs compute in bfloat16 from compute capability 8.0 (Ampere) on. On a CPU a
-    convolution is timed in both, if the processor has instructions for bfloat16.
+    GPUs compute in bfloat16 from compute capability 8.0 (Ampere) on. On a CPU the
+    network is timed in both, if the processor has instructions for bfloat16: they pay
+    or not by the number of channels, and by the maker of the processor.
 
     Args:
+        build: function from the name of a dtype policy to a fresh backbone in it.
+        image_size: side of the images in pixels.
         log: called with a line that says what was chosen and why.
 
     Returns:
@@ -29,9 +37,11 @@ def choose_precision(log=print):
     elif not cpu_has_bfloat16():
         fits, reason = False, "the processor has no bfloat16 instructions"
     else:
-        speedup = _seconds(tf.float32) / _seconds(tf.bfloat16)
+        speedup = _seconds(build("float32"), image_size) / _seconds(
+            build("mixed_bfloat16"), image_size
+        )
         fits = speedup >= _WORTHWHILE
-        reason = f"a convolution is {speedup:.1f} times as fast in bfloat16"
+        reason = f"the network is {speedup:.1f} times as fast in bfloat16"
     precision = "mixed_bfloat16" if fits else "float32"
     log(f"Precision {precision}: {reason}.")
     return precision
@@ -51,19 +61,23 @@ def cpu_has_bfloat16(path="/proc/cpuinfo"):
     return bool({"amx_bf16", "avx512_bf16"} & set(flags.split()))
 
 
-def _seconds(dtype, repeats=5):
-    """Least time of a convolution like those of a small ResNet."""
-    images = tf.cast(tf.random.normal([64, 32, 32, 32]), dtype)
-    kernel = tf.cast(tf.random.normal([3, 3, 32, 32]), dtype)
+def _seconds(backbone, image_size, repeats=4):
+    """Least time of a forward and a backward pass."""
+    network = fuse_batch_norms(backbone)
+    # Batch norm needs two.
+    count = max(2, _PIXELS // image_size**2)
+    images = tf.random.normal([count, image_size, image_size, network.input_shape[-1]])
 
     @tf.function
-    def convolution():
-        return tf.reduce_sum(tf.nn.conv2d(images, kernel, 1, "SAME"))
+    def passes():
+        with tf.GradientTape() as tape:
+            total = tf.reduce_sum(network(images, training=True))
+        return tape.gradient(total, network.trainable_variables)
 
-    convolution()
+    passes()
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
-        convolution().numpy()
+        passes()
         times.append(time.perf_counter() - start)
     return min(times)

@@ -27,6 +27,7 @@ from ressl_keras.training import checkpoints, segments
 from ressl_keras.training.backbones import keep_network, own_network
 from ressl_keras.training.build import (
     Plan,
+    build_alone,
     build_model,
     build_monitored_encoder,
     decoder_of,
@@ -141,14 +142,18 @@ class _Run:
     def prepare(self, strategy, backbone=None, objective=None):
         """Settles the settings, builds the model, restores the newest checkpoint."""
         load = functools.cache(load_source)  # two look into it
-        self.config = _decided(self.config, strategy, self.log, load)
-        config, folder, plan = self.config, self.folder, self.plan
+        folder, plan = self.folder, self.plan
+        size = network_size(self.config, plan.image_size)
+        find_network = functools.partial(
+            own_network, self.config.backbone, folder, size, backbone, plan.channels
+        )
+        self.config = _decided(
+            self.config, plan, find_network, strategy, self.log, load
+        )
+        config = self.config
         keras.utils.set_random_seed(config.seed)
         with strategy.scope():
-            size = network_size(config, plan.image_size)
-            network = own_network(
-                config.backbone, folder, size, backbone, plan.channels
-            )
+            network = find_network()
             compiled = _worth_compiling(strategy.num_replicas_in_sync)
             self.model = build_model(
                 config, plan, compiled, self.own_views, network, objective
@@ -378,15 +383,20 @@ def _as_read(config, dataset):
     return dataclasses.replace(config, **dataclasses.asdict(dataset.decoder))
 
 
-def _decided(config, strategy, log, load):
+def _decided(config, plan, find_network, strategy, log, load):
     """The settings without `auto`, the same on all workers."""
     chosen = {}
-    if config.precision == "auto":
-        bfloat16 = choose_precision(log) == "mixed_bfloat16"
-        votes = devices.gather(strategy, int(bfloat16))
-        chosen["precision"] = "mixed_bfloat16" if all(votes) else "float32"
     if config.init:
         chosen["init_preprocessing"] = preprocessing_of(config, load)
+    if config.precision == "auto":
+
+        def build(precision):
+            settings = dataclasses.replace(config, **chosen, precision=precision)
+            return build_alone(settings, plan, find_network())
+
+        bfloat16 = choose_precision(build, plan.image_size, log) == "mixed_bfloat16"
+        votes = devices.gather(strategy, int(bfloat16))
+        chosen["precision"] = "mixed_bfloat16" if all(votes) else "float32"
     return dataclasses.replace(config, **chosen)
 
 
