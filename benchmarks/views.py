@@ -12,6 +12,7 @@ the clock, tell how both scale.
 """
 
 import io
+import itertools
 import math
 import multiprocessing
 import os
@@ -126,6 +127,7 @@ def small_sides(batch_size):
 
     pixels = drawn_pixels(batch_size, 32, 32)
     pillow, batch = PillowViews(32), tf.constant(pixels)
+    steps = itertools.count()  # each with draws of its own, as in a training
     weak, strong = views.weak_view(32), views.strong_view(32)
 
     @tf.function
@@ -143,7 +145,7 @@ def small_sides(batch_size):
 
     def our_side():
         yield
-        for step in range(8):
+        for step in itertools.islice(steps, 8):
             pairs(tf.constant(step))
 
     return (pillow_side, batch_size), (our_side, 8 * batch_size)
@@ -157,11 +159,12 @@ def large_sides(batch_size):
     from ressl_keras.data.images import EncodedImages
     from ressl_keras.data.pipeline import training_batches
 
-    files, steps = drawn_jpegs(32), 512 // batch_size
+    files, count = drawn_jpegs(32), 512 // batch_size
+    steps = itertools.count()
     pillow = PillowViews(224)
     images = EncodedImages(files * (512 // 32), in_memory=True)
     # More than are taken, so that as much is being read at the end as at the start.
-    batches = training_batches(images, batch_size, 0, 0, 2 * steps, size=224)
+    batches = training_batches(images, batch_size, 0, 0, 2 * count, size=224)
     weak, strong = views.View([]), views.View(views.photometric_operations())
 
     @tf.function
@@ -181,10 +184,10 @@ def large_sides(batch_size):
         started = iter(batches)
         next(started)
         yield
-        for step, batch in zip(range(steps), started):
-            on_the_device(batch, tf.constant(step))
+        for batch in itertools.islice(started, count):
+            on_the_device(batch, tf.constant(next(steps)))
 
-    return (pillow_side, len(files)), (our_side, steps * batch_size)
+    return (pillow_side, len(files)), (our_side, count * batch_size)
 
 
 def measure(core, together, setting, batch_size, rounds, answers):

@@ -2,6 +2,7 @@
 
 import colorsys
 import itertools
+import time
 
 import keras
 import numpy as np
@@ -244,6 +245,24 @@ def test_large_views_know_their_shape_after_views_of_other_numbers(images):
     make = tf.function(lambda images: view(images, training=True))
     traced = make.get_concrete_function(tf.TensorSpec([4, 80, 80, 3]))
     assert traced.output_shapes == (4, 64, 64, 3)
+
+
+def test_other_draws_compile_nothing_anew(random):
+    """A compilation takes a second, in which ten batches can be made."""
+    changes = Augmentation(solarize=0.5, turn=0.5)
+    operations = views.photometric_operations(changes)
+    functions = tuple(each.operation_on_one for each in operations)
+    finished = image_ops.one_by_one.__wrapped__(functions, 3, True)
+    images = tf.constant(random.uniform(0, 1, [4, 3, 32, 32]), tf.float32)
+
+    def seconds(seed):
+        start = time.perf_counter()
+        draws = tuple(each.draw([seed, 0], 4, 0) for each in operations)
+        finished(images, draws, (0.4,) * 3, (0.2,) * 3)
+        return time.perf_counter() - start
+
+    first = seconds(0)
+    assert sum(seconds(seed) for seed in range(1, 11)) < first
 
 
 def test_a_class_of_ones_own_may_replace_the_call(images):

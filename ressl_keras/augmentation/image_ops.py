@@ -354,8 +354,9 @@ def jitter_one(image, order, amounts):
     adjustments = adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue
 
     def adjust_next(position, image):
-        kind = order[0, position]
-        amount = amounts[0, kind]
+        # Not `order[0, position]`: XLA compiles a slice anew for each place it begins.
+        kind = tf.gather(order[0], position)
+        amount = tf.gather(amounts[0], kind)
         branches = [functools.partial(adjust, image, amount) for adjust in adjustments]
         return position + 1, tf.switch_case(kind, branches)
 
