@@ -324,8 +324,9 @@ class Config(ImageOptions):
     )
     steps_per_execution: int = setting(
         0,
-        "Steps per call of the compiled graph; more reduce Python overhead. Must "
-        "divide the steps of an epoch. 0: up to 16 on a GPU, 1 on a CPU.",
+        "Most steps per call of the compiled graph; more reduce Python overhead. The "
+        "largest number up to it that divides the steps of an epoch is taken. 0: up "
+        "to 16 on a GPU, 1 on a CPU.",
         group="Devices",
         resumable=True,
         low=0,

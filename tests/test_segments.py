@@ -5,7 +5,6 @@ import itertools
 
 import pytest
 
-from ressl_keras import UsageError
 from ressl_keras.training import segments
 
 
@@ -22,10 +21,10 @@ def test_every_call_of_fit_has_epochs_of_equal_length():
             assert not any(min(per_epoch, b - a) % call for a, b in parts)
 
 
-def test_a_number_that_divides_no_part_is_refused_with_one_that_does():
+@pytest.mark.parametrize("wanted, taken", [(1, 1), (2, 2), (4, 2), (100, 2)])
+def test_of_the_steps_wanted_as_many_as_divide_every_part_are_taken(wanted, taken):
     parts = segments.split(2, 26, 8)
     assert parts == [(2, 8), (8, 24), (24, 26)]
-    assert segments.steps_per_execution(2, parts, 8) == 2
-    with pytest.raises(UsageError, match=r"=4 does not divide the 6 steps.*; 2 does"):
-        segments.steps_per_execution(4, parts, 8)
+    assert segments.steps_per_execution(wanted, parts, 8) == taken
     assert segments.split(5, 5, 8) == []
+    assert segments.steps_per_execution(wanted, [], 8) == 1

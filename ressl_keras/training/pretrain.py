@@ -175,10 +175,16 @@ class _Run:
         """Trains from the first step to the last."""
         plan, config = self.plan, self.config
         parts = segments.split(self.first_step, plan.total_steps, plan.steps_per_epoch)
-        self.model.steps_per_execution = segments.steps_per_execution(
+        together = segments.steps_per_execution(
             config.steps_per_execution, parts, plan.steps_per_epoch
         )
+        self.model.steps_per_execution = together
         self.log(overview(self.dataset, self.model, config, plan))
+        if together < config.steps_per_execution:
+            self.log(
+                f"Steps per call of the graph: {together}, the largest number up to "
+                f"{config.steps_per_execution} that divides the parts of this run."
+            )
         for caution in cautions(config, plan, self.dataset.pretrain):
             self.log(caution)
         if self.first_step:
