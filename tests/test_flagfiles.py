@@ -38,6 +38,7 @@ IMAGE_SIZES = {
     "moco_v2": 32,
     "cifar10_vit": 32,
     "cifar10_cpu": 32,
+    "cifar10_cpu_bfloat16": 32,
     "cifar10_cpu_ressl": 32,
     "cifar10_cpu_moco_v2": 32,
     "cifar10_cpu_strong_teacher": 32,
