@@ -131,7 +131,7 @@ def check_the_peer():
 
 
 def measure_ours():
-    """Milliseconds of a step of `fit`, in each call of the graph after the first three."""
+    """Milliseconds of a step, in each call of the graph after the first three."""
     (network,), (dtype,) = FLAGS.networks, FLAGS.dtypes
     settings = NETWORKS[network]
     size = settings["size"]

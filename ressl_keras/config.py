@@ -228,6 +228,14 @@ class Config(ImageOptions):
         low=1,
         high=1000000,
     )
+    min_steps_per_epoch: int = setting(
+        1,
+        "Fewest steps of an epoch: an epoch of a small data set is as many passes as "
+        "they need.",
+        group="Training",
+        low=1,
+        high=1000000,
+    )
     batch_size: int = setting(
         256,
         "Images per step, over all devices.",

@@ -80,6 +80,7 @@ def options_of(name, workdir):
         f"--workdir={workdir}",
         "--batch_size=4",
         "--queue_size=16",
+        "--min_steps_per_epoch=1",
         "--max_steps=2",
         "--knn_every=0",
         "--strategy=one_device",

@@ -177,6 +177,27 @@ def test_a_queue_too_large_and_a_run_too_short_are_warned_of():
 
 
 @pytest.mark.parametrize(
+    ("fewest", "passes", "steps"), [(1, 1, 4), (4, 1, 4), (5, 2, 8), (10, 3, 12)]
+)
+def test_an_epoch_of_few_images_is_several_passes(fewest, passes, steps):
+    images = images_from(np.zeros([270, 8, 8, 3], np.uint8))
+    config = Config(
+        backbone="resnet10_small",
+        width=4,
+        batch_size=64,
+        epochs=5,
+        info_nce_epochs=1.5,
+        min_steps_per_epoch=fewest,
+        image_size=8,
+    )
+    plan = build.make_plan(config, images)
+    assert (plan.passes_per_epoch, plan.steps_per_epoch) == (passes, steps)
+    assert (plan.total_steps, plan.last_epoch) == (5 * steps, 5)
+    model = build.build_model(config, plan)
+    assert model.objective.get_config()["steps"] == 1.5 * steps
+
+
+@pytest.mark.parametrize(
     ("options", "said"),
     [
         ({"patch_size": 4}, "--patch_size=4 has no effect with --backbone=resnet18"),

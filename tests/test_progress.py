@@ -115,7 +115,10 @@ def test_durations_are_as_exact_as_one_plans_by(seconds, words):
     assert progress.duration(seconds) == words
 
 
-def test_the_table_says_what_is_trained_on_what():
+@pytest.mark.parametrize(
+    "passes, words", [(1, ""), (3, " of 3 passes over the images")]
+)
+def test_the_table_says_what_is_trained_on_what(passes, words):
     images = keras.Input((8, 8, 3))
     features = keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(images))
     model = ReSSL(keras.Model(images, features), queue_size=8192)
@@ -125,13 +128,13 @@ def test_the_table_says_what_is_trained_on_what():
         dataset,
         model,
         Config(backbone="dense", batch_size=2),
-        Plan(8, steps_per_epoch=15, total_steps=30),
+        Plan(8, passes_per_epoch=passes, steps_per_epoch=15, total_steps=30),
     )
     assert table.split("\n") == [
         "data       drawn, 4 images of 8 pixels, in memory (0 MiB)",
         "labels     2 classes (a, b), 4 images held out",
         "model      dense, 12 parameters, 3 features",
-        "steps      30 of 2 images, 15 per epoch",
+        "steps      30 of 2 images, 15 per epoch" + words,
         "devices    1 CPU, 2 images each",
         "precision  float32",
         # 8192 vectors of 128 numbers of 4 bytes.

@@ -1,6 +1,6 @@
 """Batches for training and evaluation, and the order in which images are read.
 
-The order is a function of (seed, epoch), and the batch of a step a function of (seed,
+The order is a function of (seed, pass), and the batch of a step a function of (seed,
 step): a pipeline can start at any step without reading what came before.
 """
 
@@ -28,8 +28,8 @@ def training_batches(
 ):
     """Batches of the steps from `first_step` up to, not including, `last_step`.
 
-    An epoch is `len(images) // batch_size` steps; what is left of the order at its
-    end is dropped, and the next epoch has another order.
+    A pass over the images is `len(images) // batch_size` steps; what is left of the
+    order at its end is dropped, and the next pass has another order.
 
     Args:
         images: any set of images.
@@ -146,10 +146,10 @@ def step_indices(step, count, batch_size, seed, worker=0, workers=1):
 
     Args and order as in `training_batches`.
     """
-    steps_per_epoch, share = count // batch_size, batch_size // workers
+    steps_per_pass, share = count // batch_size, batch_size // workers
     positions = worker * share + tf.range(share, dtype=tf.int64)
-    first = step % steps_per_epoch * batch_size
-    return shuffled_order(first + positions, seed, step // steps_per_epoch, count)
+    first = step % steps_per_pass * batch_size
+    return shuffled_order(first + positions, seed, step // steps_per_pass, count)
 
 
 def files_of_steps(images, batch_size, seed, first_step, last_step):

@@ -38,6 +38,7 @@ class Plan:
         same_size: whether the images have one size, so that the training step can make
             the whole of the views.
         channels: channels of the images.
+        passes_per_epoch: passes over the images in an epoch.
         steps_per_epoch: steps of an epoch.
         total_steps: steps of the whole run.
     """
@@ -45,6 +46,7 @@ class Plan:
     image_size: int
     same_size: bool = True
     channels: int = 3
+    passes_per_epoch: int = 1
     steps_per_epoch: int = 1
     total_steps: int = 1
 
@@ -86,11 +88,14 @@ def make_plan(config, images, replicas=1):
             "--jit_compile, or train on one device with --strategy=one_device."
         )
     config.check_parts(replicas)
-    steps_per_epoch = count // batch_size
+    batches = count // batch_size
+    passes = -(-config.min_steps_per_epoch // batches)
+    steps_per_epoch = passes * batches
     return Plan(
         image_size=config.image_size or images.common_size,
         same_size=images.same_size,
         channels=images.channels,
+        passes_per_epoch=passes,
         steps_per_epoch=steps_per_epoch,
         total_steps=min(config.epochs * steps_per_epoch, config.max_steps or math.inf),
     )

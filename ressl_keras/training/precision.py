@@ -9,7 +9,7 @@ from ressl_keras.method.normalization import fuse_batch_norms
 # bfloat16 must make the network's passes this many times as fast as float32.
 _WORTHWHILE = 1.2
 
-# Pixels of the images that are timed: 64 images of 32 pixels, or one of 256.
+# Pixels of the images that are timed: 64 images of 32 pixels, or four of 128.
 _PIXELS = 64 * 32 * 32
 
 

@@ -180,7 +180,7 @@ class _Run:
         )
         self.model.steps_per_execution = together
         self.log(overview(self.dataset, self.model, config, plan))
-        if together < config.steps_per_execution:
+        if parts and together < config.steps_per_execution:
             self.log(
                 f"Steps per call of the graph: {together}, the largest number up to "
                 f"{config.steps_per_execution} that divides the parts of this run."

@@ -34,13 +34,18 @@ def overview(dataset, model, config, plan):
         "model": f"{config.backbone}, {parameters}, "
         f"{model.backbone.output_shape[-1]} features",
         "steps": f"{plan.total_steps} of {batch_size} images, "
-        f"{plan.steps_per_epoch} per epoch",
+        f"{plan.steps_per_epoch} per epoch{_passes(plan)}",
         "devices": f"{replicas} {kind}, {batch_size // replicas} images each",
         "precision": model.backbone.dtype_policy.name,
         "queue": f"{size} x {dim} float32, {size * dim * 4 / 2**20:.1f} MiB on each "
         "device",
     }
     return "\n".join(f"{name:<11}{line}" for name, line in lines.items())
+
+
+def _passes(plan):
+    passes = plan.passes_per_epoch
+    return f" of {passes} passes over the images" if passes > 1 else ""
 
 
 def _labels(dataset, most=3):
