@@ -103,7 +103,7 @@ def cross_entropy(student, teacher):
         Loss per example, [batch], in nats.
     """
     logits = tf.stop_gradient(student.logits)
-    expected = tf.reduce_sum(teacher.probabilities * logits, axis=-1)
+    expected = tf.einsum("br,br->b", teacher.probabilities, logits)
     return _with_slope(
         tf.stop_gradient(student.log_partition) - expected,
         student.logits,
